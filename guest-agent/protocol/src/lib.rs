@@ -1,0 +1,34 @@
+//! The wire between the host and the guest agent: message types and their codec, no I/O on descriptors
+//! of its own. `docs/guest-protocol.md` tells the same story in prose.
+//!
+//! Every connection is opened by the guest, over vsock, to the host (CID 2):
+//!
+//! * one to [`CONTROL_PORT`], as soon as the agent runs: frames in both directions;
+//! * one to [`STREAM_PORT`] for each standard stream the host asked for: the [`StreamToken`] first
+//!   (16 raw bytes), then nothing but the stream's bytes. A half-close is the stream's end of file.
+//!
+//! A frame is a little-endian `u32` payload length, at most [`MAX_FRAME`], and the payload: one
+//! message in postcard's wire format. Nothing here trusts the peer: a length is checked before
+//! anything is allocated.
+#![forbid(unsafe_code)]
+
+pub mod frame;
+mod message;
+
+pub use message::{
+    AgentMessage, Capabilities, Exit, HostEntry, HostMessage, Mount, Process, ProcessId, Resource,
+    Rlimit, Setup, StartStage, Stdio, StreamToken, Upper, WindowSize,
+};
+
+/// Version of this protocol. The host refuses an agent that reports another one.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Host vsock port of the control connection.
+pub const CONTROL_PORT: u32 = 1;
+
+/// Host vsock port of every standard stream.
+pub const STREAM_PORT: u32 = 2;
+
+/// Largest payload of one frame in bytes (4 MiB): above Linux's 2 MiB default for argument and
+/// environment strings, so that any process that can start can be described.
+pub const MAX_FRAME: usize = 4 << 20;

@@ -1,0 +1,266 @@
+//! The messages. Fields are plain data; whoever receives one checks it before use.
+
+use serde::{Deserialize, Serialize};
+
+/// What the host tells the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HostMessage {
+    /// Prepare the sandbox: root file system, mounts, host name. Once, before the first `Start`.
+    Setup(Setup),
+    /// Start a process. The first one is the container's: it becomes PID 1 of the container's PID
+    /// namespace and its end is the end of the container. Later ones join it.
+    Start {
+        /// Chosen by the host, never used twice.
+        id: ProcessId,
+        /// What to run.
+        process: Box<Process>,
+        /// Which of its streams reach the host.
+        stdio: Stdio,
+    },
+    /// Send a signal to a process; one that has ended is ignored.
+    Signal {
+        /// To which process.
+        id: ProcessId,
+        /// Linux signal number, 1 to 64.
+        signal: u8,
+    },
+    /// Resize a process's terminal; ignored where it has none.
+    Resize {
+        /// Of which process.
+        id: ProcessId,
+        /// The new size.
+        size: WindowSize,
+    },
+    /// Sync, unmount what is writable and power off; whatever still runs is killed.
+    PowerOff,
+}
+
+/// What the agent tells the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AgentMessage {
+    /// First message of the control connection.
+    Ready {
+        /// [`crate::PROTOCOL_VERSION`] of the agent.
+        protocol_version: u32,
+        /// Nanoseconds of the guest's monotonic clock when the agent's first instruction ran.
+        started_ns: u64,
+        /// The same clock as this message was sent.
+        ready_ns: u64,
+    },
+    /// The process's `execve` succeeded.
+    Started {
+        /// Which process.
+        id: ProcessId,
+        /// Nanoseconds of the guest's monotonic clock when `Setup` was done.
+        setup_ns: u64,
+        /// The same clock when `execve` was known to have succeeded.
+        exec_ns: u64,
+    },
+    /// The process never ran. For the container's process this ends the container.
+    StartFailed {
+        /// Which process.
+        id: ProcessId,
+        /// What the agent was doing.
+        stage: StartStage,
+        /// `errno` of the failed call; 0 where no call failed.
+        errno: i32,
+        /// What it was done to: a path, a name. Capped by the sender at 1 KiB, by the host again.
+        subject: String,
+    },
+    /// The process was reaped and its output was sent (or the deadline for that passed).
+    Exited {
+        /// Which process.
+        id: ProcessId,
+        /// How it ended.
+        exit: Exit,
+        /// The guest kernel's OOM killer ended a process of the container.
+        oom_killed: bool,
+    },
+}
+
+/// Names one process of a sandbox, chosen by the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ProcessId(pub u32);
+
+/// 128 random bits that tie a stream connection to the `Start` that asked for it, so that no other
+/// program in the guest can pose as a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct StreamToken(pub [u8; 16]);
+
+/// Everything the sandbox needs before a process can start in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setup {
+    /// Block device with the image's EROFS, such as `/dev/vda`.
+    pub lower_device: String,
+    /// What lies above it.
+    pub upper: Upper,
+    /// Make the container's root read-only (`--read-only`); volumes and tmpfs stay writable.
+    pub read_only_root: bool,
+    /// Host name, also in `/etc/hostname` and `/etc/hosts`.
+    pub hostname: String,
+    /// Further lines of `/etc/hosts`: address, then name.
+    pub extra_hosts: Vec<HostEntry>,
+    /// Mounts beyond the default ones, in order (`--tmpfs`).
+    pub mounts: Vec<Mount>,
+    /// Size of `/dev/shm` in bytes.
+    pub shm_bytes: u64,
+    /// Leave nothing masked or read-only below `/proc` and `/sys`, and give all of `/dev`.
+    pub privileged: bool,
+}
+
+/// One extra line of `/etc/hosts`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostEntry {
+    /// IPv4 or IPv6 address in text.
+    pub address: String,
+    /// The name it gets.
+    pub name: String,
+}
+
+/// The writable side of the root file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Upper {
+    /// A tmpfs of at most this many bytes (0: the kernel's default, half of memory).
+    Tmpfs {
+        /// Size limit in bytes.
+        size_bytes: u64,
+    },
+    /// An ext4 file system on this block device.
+    Ext4 {
+        /// Such as `/dev/vdb`.
+        device: String,
+    },
+}
+
+/// One mount inside the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// File system type, such as `tmpfs`.
+    pub fs_type: String,
+    /// What to mount; the type's name where it needs nothing.
+    pub source: String,
+    /// Absolute path in the container; created if missing.
+    pub target: String,
+    /// As in mount(8): `ro`, `nosuid`, `nodev`, `noexec`, and options of the file system itself.
+    pub options: Vec<String>,
+}
+
+/// What to run, after image configuration and command line were merged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Program and arguments; never empty. A program without `/` is looked up in `PATH` of `env`.
+    pub args: Vec<String>,
+    /// `NAME=value`, in order. The agent adds `HOME` where it is missing.
+    pub env: Vec<String>,
+    /// Absolute working directory, created if missing.
+    pub cwd: String,
+    /// `user[:group]`, names or numbers, resolved with the container's own `/etc/passwd` and
+    /// `/etc/group`; empty is root.
+    pub user: String,
+    /// Further groups (`--group-add`), names or numbers.
+    pub additional_groups: Vec<String>,
+    /// Controlling terminal of this size; then `stdout` carries the terminal and `stderr` is unused.
+    pub terminal: Option<WindowSize>,
+    /// Capabilities the process may have.
+    pub capabilities: Capabilities,
+    /// `no_new_privs` (prctl(2)).
+    pub no_new_privileges: bool,
+    /// Resource limits.
+    pub rlimits: Vec<Rlimit>,
+    /// Run it as the child of a small reaping init (`--init`).
+    pub init: bool,
+}
+
+/// Bit n is capability n of capabilities(7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities(pub u64);
+
+/// One resource limit, `getrlimit(2)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    /// Of what.
+    pub resource: Resource,
+    /// Soft limit; `u64::MAX` is unlimited.
+    pub soft: u64,
+    /// Hard limit; `u64::MAX` is unlimited.
+    pub hard: u64,
+}
+
+/// Resources of `getrlimit(2)`, by the names that `--ulimit` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "each is RLIMIT_ and its name")]
+pub enum Resource {
+    As,
+    Core,
+    Cpu,
+    Data,
+    Fsize,
+    Locks,
+    Memlock,
+    Msgqueue,
+    Nice,
+    Nofile,
+    Nproc,
+    Rss,
+    Rtprio,
+    Rttime,
+    Sigpending,
+    Stack,
+}
+
+/// Streams that the agent connects, each with its token. `None` for stdin is `/dev/null`; for an
+/// output, the output is read and dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stdio {
+    /// Host to guest.
+    pub stdin: Option<StreamToken>,
+    /// Guest to host.
+    pub stdout: Option<StreamToken>,
+    /// Guest to host.
+    pub stderr: Option<StreamToken>,
+}
+
+/// Size of a terminal in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters a line.
+    pub columns: u16,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Exit {
+    /// `_exit(code)`.
+    Code(u8),
+    /// Killed by this signal number.
+    Signal(u8),
+}
+
+/// Where a start failed; the host turns it into Docker's exit codes and a sentence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StartStage {
+    /// Mounting the root file system.
+    Rootfs,
+    /// One of the mounts; the subject is its target.
+    Mount,
+    /// Host name or the files below `/etc`.
+    Hostname,
+    /// Connecting a standard stream.
+    Stream,
+    /// The terminal.
+    Terminal,
+    /// User or group; with errno 0 the name is unknown or out of range.
+    User,
+    /// A resource limit.
+    Rlimit,
+    /// Capabilities or `no_new_privs`.
+    Capabilities,
+    /// Creating or entering the working directory.
+    WorkingDirectory,
+    /// fork or clone.
+    Fork,
+    /// Finding or executing the program: ENOENT is Docker's 127, EACCES and ENOEXEC its 126.
+    Exec,
+}

@@ -1,0 +1,3 @@
+//! The first process of a pillbug virtual machine.
+
+fn main() {}

@@ -1,0 +1,2 @@
+//! pillbug: a container engine whose containers are virtual machines.
+#![forbid(unsafe_code)]

@@ -1,0 +1,102 @@
+//! What a virtual machine is made of: plain data, and indexes into the descriptors beside it.
+
+use serde::{Deserialize, Serialize};
+
+/// Position of a descriptor in the table that accompanies a [`VmConfig`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DescriptorIndex(pub u16);
+
+/// One virtual machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmConfig {
+    /// An open `/dev/kvm`.
+    pub kvm: DescriptorIndex,
+    /// Virtual CPUs, 1 to [`VmConfig::MAX_VCPUS`].
+    pub vcpus: u8,
+    /// Guest memory.
+    pub memory: MemoryConfig,
+    /// What boots.
+    pub kernel: KernelConfig,
+    /// Block devices in the order in which the guest names them (`/dev/vda`, `/dev/vdb`, ...).
+    pub blocks: Vec<BlockConfig>,
+    /// Socket device; the guest's only way to the host.
+    pub vsock: Option<VsockConfig>,
+    /// Virtio console (`/dev/hvc0`), always there: early messages and panics.
+    pub console: ConsoleConfig,
+    /// Entropy device, fed from `getrandom(2)`.
+    pub rng: bool,
+    /// A 16550 at I/O port 0x3f8, for debugging a guest that does not come far enough for virtio.
+    pub serial: Option<SerialConfig>,
+}
+
+impl VmConfig {
+    /// Most virtual CPUs one machine may have.
+    pub const MAX_VCPUS: u8 = 32;
+    /// Least guest memory in bytes (32 MiB).
+    pub const MIN_MEMORY: u64 = 32 << 20;
+}
+
+/// Guest memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryConfig {
+    /// A memfd of exactly `bytes` bytes.
+    pub memfd: DescriptorIndex,
+    /// Size in bytes: a multiple of 4096, at least [`VmConfig::MIN_MEMORY`].
+    pub bytes: u64,
+}
+
+/// What boots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelConfig {
+    /// An ELF `vmlinux` for x86-64.
+    pub image: DescriptorIndex,
+    /// Initial RAM file system, unpacked by the kernel; none boots without.
+    pub initramfs: Option<DescriptorIndex>,
+    /// Kernel command line, at most 2047 bytes with what the devices add.
+    pub command_line: String,
+}
+
+/// One virtio block device: the concatenation of its parts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockConfig {
+    /// The parts in order. A writable device has exactly one.
+    pub parts: Vec<BlockPart>,
+    /// Refuse every write in the device (VIRTIO_BLK_F_RO).
+    pub read_only: bool,
+    /// Serial number that the guest reads, at most 20 bytes of ASCII.
+    pub serial: String,
+}
+
+/// A run of a block device, taken from the start of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockPart {
+    /// A regular file or block device.
+    pub file: DescriptorIndex,
+    /// How many bytes of it: a multiple of 4096 but for the last part, which is one of 512.
+    /// Where the file is shorter the rest reads as zeroes.
+    pub bytes: u64,
+}
+
+/// The socket device. Connections that the guest opens to a port of `host_ports` become
+/// [`Event::Connected`](crate::Event::Connected); every other one is reset. The host opens none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VsockConfig {
+    /// Context ID of the guest: 3 or more.
+    pub guest_cid: u32,
+    /// Host ports that the guest may connect to.
+    pub host_ports: Vec<u32>,
+}
+
+/// The virtio console. Its last 16 KiB are kept for [`Ending::Panic`](crate::Ending::Panic).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleConfig {
+    /// Where output goes besides; never waited for: what it does not take at once is dropped.
+    pub output: Option<DescriptorIndex>,
+}
+
+/// The 16550.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialConfig {
+    /// Where output goes.
+    pub output: DescriptorIndex,
+}

@@ -1,0 +1,13 @@
+//! Boots and runs one virtual machine from a [`VmConfig`] and a table of open descriptors.
+//!
+//! This crate knows no containers, images or agents. It opens nothing: every resource arrives as a
+//! descriptor, so that the process around it needs no path, no network and no privilege.
+
+mod config;
+mod control;
+
+pub use config::{
+    BlockConfig, BlockPart, ConsoleConfig, DescriptorIndex, KernelConfig, MemoryConfig,
+    SerialConfig, VmConfig, VsockConfig,
+};
+pub use control::{Ending, Event};
