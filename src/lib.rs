@@ -1,4 +1,8 @@
 //! pillbug: a container engine whose containers are virtual machines.
+//!
+//! The library is the engine; [`cli`] is one front of it. `ARCHITECTURE.md` is the map.
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod image;
+pub mod state_root;

@@ -1,3 +1,7 @@
-//! Command line of pillbug.
+//! The `pillbug` command: parse, run, print the error chain, exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    pillbug::cli::main()
+}

@@ -1,0 +1,89 @@
+//! The command line: one file a verb, each with typed arguments and one call into the engine.
+//!
+//! Nothing outside this folder prints, parses arguments or chooses exit codes.
+
+mod completions;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// Exit code of pillbug's own failures, as Docker's.
+const OWN_FAILURE: u8 = 125;
+
+/// Run container images in virtual machines of their own.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pillbug",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+#[command(after_help = "Run 'pillbug help VERB' for the flags and examples of a verb.")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Completions(completions::CompletionsArgs),
+}
+
+/// The whole command: parses the process's arguments, runs the verb, reports an error.
+#[must_use]
+pub fn main() -> ExitCode {
+    command_line(std::env::args_os())
+}
+
+fn command_line(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let verb = match Arguments::try_parse_from(arguments) {
+        Ok(parsed) => parsed.verb,
+        Err(error) => {
+            let code = if error.use_stderr() { OWN_FAILURE } else { 0 };
+            // A closed standard output leaves nobody to tell.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let result = match verb {
+        Verb::Completions(arguments) => completions::run(&arguments),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("pillbug: {}", escape(&format!("{error:#}")));
+        ExitCode::from(OWN_FAILURE)
+    })
+}
+
+/// Text that may come from an image or a guest, with control characters made visible, so that it
+/// cannot steer the terminal it is printed on.
+fn escape(text: &str) -> String {
+    text.chars().fold(
+        String::with_capacity(text.len()),
+        |mut escaped, character| {
+            if character.is_control() && character != '\n' && character != '\t' {
+                escaped.extend(character.escape_default());
+            } else {
+                escaped.push(character);
+            }
+            escaped
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn control_sequences_are_made_visible() {
+        assert_eq!(escape("a\x1b[31mb\nc"), "a\\u{1b}[31mb\nc");
+    }
+}

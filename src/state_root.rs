@@ -1,0 +1,141 @@
+//! Where pillbug keeps its state: one folder, the only truth that two of its processes share.
+
+use std::{
+    env,
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use nix::unistd::Uid;
+
+/// Environment variable that names the folder.
+pub const VARIABLE: &str = "PILLBUG_ROOT";
+
+/// Why the state folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum StateRootError {
+    #[error("cannot tell where to keep state: neither PILLBUG_ROOT, XDG_DATA_HOME nor HOME is set")]
+    Unknown,
+    #[error("cannot create the state folder {path}")]
+    Create { path: PathBuf, source: io::Error },
+    #[error("cannot look at the state folder {path}")]
+    Inspect { path: PathBuf, source: io::Error },
+    #[error("{path} is not a folder (a link is not followed): remove it or set PILLBUG_ROOT")]
+    NotAFolder { path: PathBuf },
+    #[error(
+        "{path} belongs to user {owner}, not to user {user}: refusing to keep containers in a \
+         folder that somebody else controls"
+    )]
+    ForeignOwner {
+        path: PathBuf,
+        owner: u32,
+        user: u32,
+    },
+    #[error("{path} is open to other users (mode {mode:03o}): run `chmod 700 {path}`")]
+    Open { path: PathBuf, mode: u32 },
+}
+
+/// The state folder of this user: `PILLBUG_ROOT`, else `/var/lib/pillbug` for root, else
+/// `$XDG_DATA_HOME/pillbug` (`~/.local/share/pillbug`).
+///
+/// # Errors
+///
+/// [`StateRootError::Unknown`] where nothing says.
+pub fn locate() -> Result<PathBuf, StateRootError> {
+    let set = |name| {
+        env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    if let Some(path) = set(VARIABLE) {
+        return Ok(path);
+    }
+    if Uid::effective().is_root() {
+        return Ok("/var/lib/pillbug".into());
+    }
+    set("XDG_DATA_HOME")
+        .or_else(|| Some(set("HOME")?.join(".local/share")))
+        .map(|data| data.join("pillbug"))
+        .ok_or(StateRootError::Unknown)
+}
+
+/// Makes `path` a folder of this user's alone (mode 0700), with its parents, or checks that it is.
+///
+/// # Errors
+///
+/// Where it cannot be created, is a link, or another user owns or may enter it.
+pub fn private_folder(path: &Path) -> Result<(), StateRootError> {
+    let inspect = |source| StateRootError::Inspect {
+        path: path.into(),
+        source,
+    };
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(path)
+                .map_err(|source| StateRootError::Create {
+                    path: path.into(),
+                    source,
+                })?;
+            fs::symlink_metadata(path).map_err(inspect)?
+        }
+        Err(error) => return Err(inspect(error)),
+    };
+    let user = Uid::effective().as_raw();
+    if !metadata.is_dir() {
+        return Err(StateRootError::NotAFolder { path: path.into() });
+    }
+    if metadata.uid() != user {
+        return Err(StateRootError::ForeignOwner {
+            path: path.into(),
+            owner: metadata.uid(),
+            user,
+        });
+    }
+    if metadata.mode() & 0o077 != 0 {
+        return Err(StateRootError::Open {
+            path: path.into(),
+            mode: metadata.mode() & 0o777,
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_missing_folder_is_made_private() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("a/b");
+        private_folder(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a64_a_link_and_an_open_folder_are_refused() {
+        let home = tempfile::tempdir().unwrap();
+        let (real, link) = (home.path().join("real"), home.path().join("link"));
+        fs::create_dir(&real).unwrap();
+        fs::set_permissions(&real, fs::Permissions::from_mode(0o755)).unwrap();
+        symlink(&real, &link).unwrap();
+
+        assert!(matches!(
+            private_folder(&link),
+            Err(StateRootError::NotAFolder { .. })
+        ));
+        assert!(matches!(
+            private_folder(&real),
+            Err(StateRootError::Open { mode: 0o755, .. })
+        ));
+    }
+}
