@@ -4,3 +4,5 @@
 //! is known here: what comes out is plain data and files that others may open.
 
 pub mod digest;
+pub mod layer;
+pub mod rootfs;
