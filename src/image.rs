@@ -5,4 +5,5 @@
 
 pub mod digest;
 pub mod layer;
+pub mod reference;
 pub mod rootfs;
