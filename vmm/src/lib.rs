@@ -3,8 +3,11 @@
 //! This crate knows no containers, images or agents. It opens nothing: every resource arrives as a
 //! descriptor, so that the process around it needs no path, no network and no privilege.
 
+pub mod bus;
 mod config;
 mod control;
+pub mod memory;
+pub mod virtio;
 
 pub use config::{
     BlockConfig, BlockPart, ConsoleConfig, DescriptorIndex, KernelConfig, MemoryConfig,

@@ -1,0 +1,19 @@
+//! Virtio 1.2 devices and what they share.
+//!
+//! A device gets guest memory, queues and an interrupt; it knows neither KVM nor the bus. Its
+//! transport negotiates and hands over, then the device's one worker thread owns the queues.
+
+mod chain;
+mod device;
+mod interrupt;
+mod queue;
+mod worker;
+
+#[cfg(test)]
+mod fake;
+
+pub use chain::{Buffers, BuffersError, Chain};
+pub use device::{ActivateContext, ActivateError, VirtioDevice};
+pub use interrupt::Interrupt;
+pub use queue::{DeviceQueue, QueueError};
+pub use worker::{Poller, Worker};
