@@ -7,6 +7,7 @@ pub mod bus;
 mod config;
 mod control;
 pub mod memory;
+pub mod probe;
 pub mod virtio;
 
 pub use config::{
