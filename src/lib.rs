@@ -4,5 +4,6 @@
 #![forbid(unsafe_code)]
 
 pub mod cli;
+pub mod container;
 pub mod image;
 pub mod state_root;

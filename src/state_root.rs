@@ -34,8 +34,8 @@ pub enum StateRootError {
         owner: u32,
         user: u32,
     },
-    #[error("{path} is open to other users (mode {mode:03o}): run `chmod 700 {path}`")]
-    Open { path: PathBuf, mode: u32 },
+    #[error("other users may write to {path} (mode {mode:03o}): run `chmod 700 {path}`")]
+    Writable { path: PathBuf, mode: u32 },
 }
 
 /// The state folder of this user: `PILLBUG_ROOT`, else `/var/lib/pillbug` for root, else
@@ -62,11 +62,12 @@ pub fn locate() -> Result<PathBuf, StateRootError> {
         .ok_or(StateRootError::Unknown)
 }
 
-/// Makes `path` a folder of this user's alone (mode 0700), with its parents, or checks that it is.
+/// Makes `path` a folder of this user's alone (mode 0700), with its parents, or checks that nobody else
+/// controls it.
 ///
 /// # Errors
 ///
-/// Where it cannot be created, is a link, or another user owns or may enter it.
+/// Where it cannot be created, is a link, or another user owns it or may write to it.
 pub fn private_folder(path: &Path) -> Result<(), StateRootError> {
     let inspect = |source| StateRootError::Inspect {
         path: path.into(),
@@ -98,8 +99,8 @@ pub fn private_folder(path: &Path) -> Result<(), StateRootError> {
             user,
         });
     }
-    if metadata.mode() & 0o077 != 0 {
-        return Err(StateRootError::Open {
+    if metadata.mode() & 0o022 != 0 {
+        return Err(StateRootError::Writable {
             path: path.into(),
             mode: metadata.mode() & 0o777,
         });
@@ -122,11 +123,11 @@ mod tests {
     }
 
     #[test]
-    fn a64_a_link_and_an_open_folder_are_refused() {
+    fn a64_a_link_and_a_folder_others_may_write_are_refused() {
         let home = tempfile::tempdir().unwrap();
         let (real, link) = (home.path().join("real"), home.path().join("link"));
         fs::create_dir(&real).unwrap();
-        fs::set_permissions(&real, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(&real, fs::Permissions::from_mode(0o775)).unwrap();
         symlink(&real, &link).unwrap();
 
         assert!(matches!(
@@ -135,7 +136,7 @@ mod tests {
         ));
         assert!(matches!(
             private_folder(&real),
-            Err(StateRootError::Open { mode: 0o755, .. })
+            Err(StateRootError::Writable { mode: 0o775, .. })
         ));
     }
 }
