@@ -6,4 +6,5 @@
 pub mod cli;
 pub mod container;
 pub mod image;
+pub mod sandbox;
 pub mod state_root;

@@ -1,0 +1,3 @@
+//! What a container's virtual machine is made of.
+
+pub mod initramfs;
