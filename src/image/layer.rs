@@ -4,10 +4,29 @@
 //! used on the host. What stays is `data`, the contents of its files, and `index`, everything else. Who fetches
 //! the blob, checks its own digest and size and decides where the folder lies is somebody else's business.
 
-use std::io::Read;
+mod archive;
+mod data;
+mod decompress;
+pub mod index;
+pub mod name;
+mod pax;
+mod pipe;
+mod sparse;
+mod store;
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use crate::image::digest::Digest;
+use crate::image::digest::{Digest, Hasher};
+use archive::ArchiveError;
+use name::NameError;
+
+/// Name of the file with the contents, in a layer's folder.
+pub const DATA: &str = "data";
+/// Name of the file with the entries, in a layer's folder.
+pub const INDEX: &str = "index";
 
 /// How a layer's archive is packed, as its media type says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +37,16 @@ pub enum Compression {
     Gzip,
     /// One or more zstd frames.
     Zstd,
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "plain tar",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+        })
+    }
 }
 
 /// What a layer may cost. Every field is a cap that refuses the layer when it is passed.
@@ -61,8 +90,52 @@ pub struct LayerSummary {
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
     /// The folder for the layer is not usable.
-    #[error("cannot store a layer in {0}")]
-    Store(PathBuf, #[source] std::io::Error),
+    #[error("cannot write {0}")]
+    Store(PathBuf, #[source] io::Error),
+    /// The blob fails while it is read, or is not what its media type says.
+    #[error("cannot read the layer as {0}")]
+    Decompress(Compression, #[source] io::Error),
+    /// The archive inside is damaged.
+    #[error("the layer's archive is damaged behind {behind}")]
+    Archive {
+        /// The last entry that was whole.
+        behind: String,
+        /// What is wrong.
+        #[source]
+        source: ArchiveError,
+    },
+    /// An entry that no file system could hold or that is an attack.
+    #[error("the layer's entry {entry} is refused")]
+    Entry {
+        /// The entry's path.
+        entry: String,
+        /// What is wrong with it.
+        #[source]
+        source: NameError,
+    },
+    /// Extended attributes larger than the file system allows.
+    #[error("the extended attributes of the layer's entry {0} are too large")]
+    Xattrs(String),
+    /// Over the byte budget.
+    #[error("the layer unpacks to more than {0} bytes")]
+    TooLarge(u64),
+    /// Compressed beyond what is plausible.
+    #[error("the layer unpacks to more than {0} times its size")]
+    Ratio(u64),
+    /// Over the number of entries.
+    #[error("the layer has more than {0} entries")]
+    TooManyEntries(u64),
+    /// Over the budget for names, attributes and tables.
+    #[error("the names and attributes in the layer take more than {0} bytes")]
+    IndexTooLarge(u64),
+    /// The archive is not the one that the image's configuration names.
+    #[error("the layer's archive is {actual}, but the image's configuration says {expected}")]
+    DiffId {
+        /// What the configuration says.
+        expected: Box<Digest>,
+        /// What arrived.
+        actual: Box<Digest>,
+    },
 }
 
 /// Takes a layer's blob apart into `data` and `index` in the existing, empty folder `into`, both on disk when
@@ -82,9 +155,61 @@ pub fn convert(
     limits: &LayerLimits,
     into: &Path,
 ) -> Result<LayerSummary, LayerError> {
-    let _ = (blob, compression, diff_id, limits);
-    Err(LayerError::Store(
-        into.into(),
-        std::io::ErrorKind::Unsupported.into(),
-    ))
+    let data = Created::new(into.join(DATA))?;
+    let index = Created::new(into.join(INDEX))?;
+    let (output, input) = pipe::pipe(Hasher::new(diff_id.algorithm()));
+    let (decompressed, stored) = std::thread::scope(|scope| {
+        let store = scope.spawn(|| store::store(input, diff_id, limits, &data, &index));
+        let decompressed = decompress::decompress(blob, compression, limits, output);
+        let stored = store.join();
+        (
+            decompressed,
+            stored.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        )
+    });
+    // A stream that broke off explains whatever the other end made of it.
+    decompressed?;
+    let summary = stored?;
+    data.keep();
+    index.keep();
+    File::open(into)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|error| LayerError::Store(into.into(), error))?;
+    Ok(summary)
+}
+
+/// A new file that goes away again unless it is kept.
+struct Created {
+    path: PathBuf,
+    file: File,
+    kept: bool,
+}
+
+impl Created {
+    fn new(path: PathBuf) -> Result<Self, LayerError> {
+        let file =
+            File::create_new(&path).map_err(|error| LayerError::Store(path.clone(), error))?;
+        Ok(Self {
+            path,
+            file,
+            kept: false,
+        })
+    }
+
+    fn keep(mut self) {
+        self.kept = true;
+    }
+
+    fn failed(&self, error: io::Error) -> LayerError {
+        LayerError::Store(self.path.clone(), error)
+    }
+}
+
+impl Drop for Created {
+    fn drop(&mut self) {
+        if !self.kept {
+            // The error on the way out is what the caller needs to hear of.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }

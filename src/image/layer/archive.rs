@@ -1,0 +1,433 @@
+//! The members of a tar archive, read one after the other from a stream.
+//!
+//! Headers are the tar crate's; what lies between them is read here, because its own iterator neither bounds
+//! the memory of extended headers nor lets a caller see raw members whose size an extended header replaces. Where
+//! formats are loose, this reads what Go's archive/tar reads, with which container engines write and unpack.
+
+use std::io::{self, BufRead};
+
+use tar::{GnuExtSparseHeader, GnuSparseHeader, Header};
+
+use super::index::{Device, Timestamp};
+use super::pax::{self, Pax};
+use super::sparse::{self, Extent};
+
+const BLOCK: usize = 512;
+/// Longest extended header or GNU long name.
+const MAX_EXTENSION: u64 = 1 << 20;
+
+/// Why an archive cannot be read on.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// The stream failed.
+    #[error("the stream failed")]
+    Read(#[source] io::Error),
+    /// The stream ends inside a member.
+    #[error("it ends in the middle of an entry")]
+    Truncated,
+    /// A header that is none.
+    #[error("a header's checksum is wrong")]
+    Checksum,
+    /// One zero block and something behind it.
+    #[error("something follows the end marker's first half")]
+    EndMarker,
+    /// A number in a header that is none, or out of range.
+    #[error("the {0} of an entry is not a number in range")]
+    Field(&'static str),
+    /// An extended header larger than any tool writes.
+    #[error("an extended header is larger than 1 MiB")]
+    ExtensionSize,
+    /// A record of an extended header.
+    #[error("an extended header is malformed")]
+    PaxRecord,
+    /// A sparse map that contradicts itself or its file.
+    #[error("the map of a sparse file is malformed")]
+    Sparse,
+    /// A sparse map or file too large.
+    #[error(
+        "a sparse file has more than {} pieces or is too large",
+        sparse::MAX_EXTENTS
+    )]
+    SparseMapSize,
+    /// A kind of member that no file system has.
+    #[error("an entry has the unknown type '{}'", char::from(*.0).escape_default())]
+    Type(u8),
+}
+
+/// One member, without its content.
+#[derive(Debug)]
+pub struct Member {
+    /// Path as the archive spells it.
+    pub path: Vec<u8>,
+    pub kind: Kind,
+    /// At most 0o7777.
+    pub mode: u16,
+    pub uid: u32,
+    pub gid: u32,
+    pub mtime: Timestamp,
+    /// Full names and values, all that the archive has.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// What a member is.
+#[derive(Debug)]
+pub enum Kind {
+    Directory,
+    /// A file of this many bytes, which follow as the archive's content.
+    File(u64),
+    /// A file of this many bytes, of which the archive's content holds these pieces.
+    Sparse(u64, Vec<Extent>),
+    Symlink(Vec<u8>),
+    HardLink(Vec<u8>),
+    CharDevice(Device),
+    BlockDevice(Device),
+    Fifo,
+}
+
+/// A tar archive on a stream.
+pub struct Archive<R> {
+    input: R,
+    /// Bytes of the current member's content that have not been read.
+    content: u64,
+    /// Bytes behind it up to the next header.
+    padding: u64,
+    /// Bytes that were lent out and are to be passed over before anything else is read.
+    lent: usize,
+}
+
+impl<R: BufRead> Archive<R> {
+    /// Reads members from `input`.
+    pub fn new(input: R) -> Self {
+        Self {
+            input,
+            content: 0,
+            padding: 0,
+            lent: 0,
+        }
+    }
+
+    /// The next member, or `None` at the end marker or a clean end of the stream. Skips what was not read of the
+    /// member before.
+    ///
+    /// # Errors
+    ///
+    /// When the stream fails or is no archive from here on.
+    pub fn next_member(&mut self) -> Result<Option<Member>, ArchiveError> {
+        self.input.consume(std::mem::take(&mut self.lent));
+        self.skip(self.content + self.padding)?;
+        (self.content, self.padding) = (0, 0);
+        let mut pax = Pax::default();
+        let (mut long_name, mut long_link) = (None, None);
+        let mut extended = false;
+        loop {
+            let Some(header) = self.header()? else {
+                return if extended {
+                    Err(ArchiveError::Truncated)
+                } else {
+                    Ok(None)
+                };
+            };
+            let size = size_of(&header)?;
+            extended = true;
+            match type_of(&header) {
+                b'x' => pax = Pax::parse(&self.extension(size)?)?,
+                b'L' => long_name = Some(until_nul(self.extension(size)?)),
+                b'K' => long_link = Some(until_nul(self.extension(size)?)),
+                // Container engines do not apply global headers; git archive keeps a comment in one.
+                b'g' => {
+                    self.extension(size)?;
+                    extended = false;
+                }
+                _ => return self.member(&header, pax, long_name, long_link).map(Some),
+            }
+        }
+    }
+
+    /// The next bytes, one at least and no more than `most`, of the current member's content: for a sparse file
+    /// its pieces, back to back. To be asked for what [`Kind`] says only.
+    ///
+    /// # Errors
+    ///
+    /// When the stream ends or fails.
+    pub fn content(&mut self, most: u64) -> Result<&[u8], ArchiveError> {
+        self.input.consume(std::mem::take(&mut self.lent));
+        let ready = self.input.fill_buf().map_err(failed)?;
+        let most = usize::try_from(most.min(self.content)).unwrap_or(usize::MAX);
+        self.lent = most.min(ready.len());
+        if self.lent == 0 {
+            return Err(ArchiveError::Truncated);
+        }
+        self.content -= self.lent as u64;
+        Ok(&ready[..self.lent])
+    }
+
+    /// The stream, from behind the last thing that was read.
+    pub fn into_inner(mut self) -> R {
+        self.input.consume(self.lent);
+        self.input
+    }
+
+    fn member(
+        &mut self,
+        header: &Header,
+        mut pax: Pax,
+        long_name: Option<Vec<u8>>,
+        long_link: Option<Vec<u8>>,
+    ) -> Result<Member, ArchiveError> {
+        let path = long_name
+            .or(pax.sparse.name.take())
+            .or(pax.path.take())
+            .unwrap_or_else(|| header.path_bytes().into_owned());
+        let link = long_link
+            .or(pax.link_path.take())
+            .or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned))
+            .unwrap_or_default();
+        let kind = match type_of(header) {
+            // Before ustar, folders were files with a slash at the end.
+            0 if path.ends_with(b"/") => Kind::Directory,
+            0 | b'0' | b'7' | b'S' => self.file(header, &mut pax)?,
+            b'1' => Kind::HardLink(link),
+            b'2' => Kind::Symlink(link),
+            b'3' => Kind::CharDevice(device(header)?),
+            b'4' => Kind::BlockDevice(device(header)?),
+            b'5' => Kind::Directory,
+            b'6' => Kind::Fifo,
+            other => return Err(ArchiveError::Type(other)),
+        };
+        let old = header.as_old();
+        Ok(Member {
+            path,
+            kind,
+            mode: (number(&old.mode, || header.mode(), "mode")? & 0o7777) as u16,
+            uid: match pax.uid {
+                Some(id) => owner(id, "user id")?,
+                None => owner(number(&old.uid, || header.uid(), "user id")?, "user id")?,
+            },
+            gid: match pax.gid {
+                Some(id) => owner(id, "group id")?,
+                None => owner(number(&old.gid, || header.gid(), "group id")?, "group id")?,
+            },
+            mtime: match pax.mtime {
+                Some(mtime) => mtime,
+                None => Timestamp {
+                    // Base-256 fields hold two's complement, which the tar crate gives as unsigned.
+                    seconds: number(&old.mtime, || header.mtime(), "modification time")? as i64,
+                    nanoseconds: 0,
+                },
+            },
+            xattrs: pax.xattrs,
+        })
+    }
+
+    fn file(&mut self, header: &Header, pax: &mut Pax) -> Result<Kind, ArchiveError> {
+        let stored = match pax.size {
+            Some(size) => size,
+            None => size_of(header)?,
+        };
+        self.content = stored;
+        self.padding = stored.wrapping_neg() % BLOCK as u64;
+        if stored.checked_add(self.padding).is_none() {
+            return Err(ArchiveError::Field("size"));
+        }
+        let (size, map) = if type_of(header) == b'S' {
+            self.gnu_map(header)?
+        } else if pax.sparse.is_present() {
+            let size = pax.sparse.size.ok_or(ArchiveError::Sparse)?;
+            let map = match (pax.sparse.version, pax.sparse.map.take()) {
+                ((0, _), Some(map)) => map,
+                ((1, 0), _) => self.leading_map()?,
+                _ => return Err(ArchiveError::Sparse),
+            };
+            (size, map)
+        } else {
+            return Ok(Kind::File(stored));
+        };
+        sparse::check(&map, size, self.content)?;
+        Ok(Kind::Sparse(size, map))
+    }
+
+    /// The map of the old GNU format: four pieces in the header, more in blocks behind it.
+    fn gnu_map(&mut self, header: &Header) -> Result<(u64, Vec<Extent>), ArchiveError> {
+        let header = header.as_gnu().ok_or(ArchiveError::Sparse)?;
+        let size = field(header.real_size(), "real size")?;
+        let mut map = Vec::new();
+        add_pieces(&mut map, &header.sparse)?;
+        let mut extended = header.is_extended();
+        while extended {
+            let mut more = GnuExtSparseHeader::new();
+            more.as_mut_bytes().copy_from_slice(&self.block()?);
+            add_pieces(&mut map, more.sparse())?;
+            extended = more.is_extended();
+        }
+        Ok((size, map))
+    }
+
+    /// The map of format 1.0: decimal lines in front of the content, padded to a block.
+    fn leading_map(&mut self) -> Result<Vec<Extent>, ArchiveError> {
+        let mut numbers = Vec::new();
+        let mut wanted = 1;
+        let mut line = Vec::new();
+        while numbers.len() < wanted {
+            self.content = self
+                .content
+                .checked_sub(BLOCK as u64)
+                .ok_or(ArchiveError::Sparse)?;
+            for byte in self.block()? {
+                if numbers.len() == wanted {
+                    break;
+                }
+                if byte != b'\n' {
+                    line.push(byte);
+                    continue;
+                }
+                numbers.push(pax::number(&line).map_err(|_| ArchiveError::Sparse)?);
+                line.clear();
+                if numbers.len() == 1 {
+                    let pieces = usize::try_from(numbers[0]).unwrap_or(usize::MAX);
+                    if pieces > sparse::MAX_EXTENTS {
+                        return Err(ArchiveError::SparseMapSize);
+                    }
+                    wanted += 2 * pieces;
+                }
+            }
+            if line.len() > 20 {
+                return Err(ArchiveError::Sparse);
+            }
+        }
+        let extent = |pair: &[u64]| Extent {
+            offset: pair[0],
+            length: pair[1],
+        };
+        Ok(numbers[1..].chunks_exact(2).map(extent).collect())
+    }
+
+    /// The next header, or `None` at the end.
+    fn header(&mut self) -> Result<Option<Header>, ArchiveError> {
+        let Some(block) = self.block_or_end()? else {
+            return Ok(None);
+        };
+        if block == [0; BLOCK] {
+            return match self.block_or_end()? {
+                None => Ok(None),
+                Some(second) if second == [0; BLOCK] => Ok(None),
+                Some(_) => Err(ArchiveError::EndMarker),
+            };
+        }
+        let header = Header::from_byte_slice(&block).clone();
+        let sum = |(at, &byte): (usize, &u8)| {
+            let blank = (148..156).contains(&at);
+            u32::from(if blank { b' ' } else { byte })
+        };
+        let sum: u32 = block.iter().enumerate().map(sum).sum();
+        if header.cksum().ok() != Some(sum) {
+            return Err(ArchiveError::Checksum);
+        }
+        Ok(Some(header))
+    }
+
+    fn extension(&mut self, size: u64) -> Result<Vec<u8>, ArchiveError> {
+        if size > MAX_EXTENSION {
+            return Err(ArchiveError::ExtensionSize);
+        }
+        let mut bytes = vec![0; size as usize];
+        self.input.read_exact(&mut bytes).map_err(failed)?;
+        self.skip(size.wrapping_neg() % BLOCK as u64)?;
+        Ok(bytes)
+    }
+
+    fn block(&mut self) -> Result<[u8; BLOCK], ArchiveError> {
+        self.block_or_end()?.ok_or(ArchiveError::Truncated)
+    }
+
+    fn block_or_end(&mut self) -> Result<Option<[u8; BLOCK]>, ArchiveError> {
+        if self.input.fill_buf().map_err(failed)?.is_empty() {
+            return Ok(None);
+        }
+        let mut block = [0; BLOCK];
+        self.input.read_exact(&mut block).map_err(failed)?;
+        Ok(Some(block))
+    }
+
+    fn skip(&mut self, mut bytes: u64) -> Result<(), ArchiveError> {
+        while bytes > 0 {
+            let ready = self.input.fill_buf().map_err(failed)?.len();
+            if ready == 0 {
+                return Err(ArchiveError::Truncated);
+            }
+            let count = usize::try_from(bytes).map_or(ready, |bytes| bytes.min(ready));
+            self.input.consume(count);
+            bytes -= count as u64;
+        }
+        Ok(())
+    }
+}
+
+fn failed(error: io::Error) -> ArchiveError {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => ArchiveError::Truncated,
+        _ => ArchiveError::Read(error),
+    }
+}
+
+fn type_of(header: &Header) -> u8 {
+    header.as_old().linkflag[0]
+}
+
+fn size_of(header: &Header) -> Result<u64, ArchiveError> {
+    number(&header.as_old().size, || header.entry_size(), "size")
+}
+
+fn field<T>(value: io::Result<T>, name: &'static str) -> Result<T, ArchiveError> {
+    value.map_err(|_| ArchiveError::Field(name))
+}
+
+/// A number that some tools leave blank.
+fn number<T: Default>(
+    raw: &[u8],
+    value: impl FnOnce() -> io::Result<T>,
+    name: &'static str,
+) -> Result<T, ArchiveError> {
+    if raw.iter().all(|&byte| matches!(byte, 0 | b' ')) {
+        return Ok(T::default());
+    }
+    field(value(), name)
+}
+
+/// The largest id is -1, which no file can belong to.
+fn owner(id: u64, name: &'static str) -> Result<u32, ArchiveError> {
+    u32::try_from(id)
+        .ok()
+        .filter(|&id| id != u32::MAX)
+        .ok_or(ArchiveError::Field(name))
+}
+
+fn device(header: &Header) -> Result<Device, ArchiveError> {
+    let number = |value: io::Result<Option<u32>>, bits: u32| {
+        let number = value.ok().flatten().filter(|number| number >> bits == 0);
+        number.ok_or(ArchiveError::Field("device number"))
+    };
+    Ok(Device {
+        major: number(header.device_major(), 12)?,
+        minor: number(header.device_minor(), 20)?,
+    })
+}
+
+fn add_pieces(map: &mut Vec<Extent>, pieces: &[GnuSparseHeader]) -> Result<(), ArchiveError> {
+    for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
+        if map.len() == sparse::MAX_EXTENTS {
+            return Err(ArchiveError::SparseMapSize);
+        }
+        map.push(Extent {
+            offset: field(piece.offset(), "piece")?,
+            length: field(piece.length(), "piece")?,
+        });
+    }
+    Ok(())
+}
+
+fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
+    if let Some(end) = bytes.iter().position(|&byte| byte == 0) {
+        bytes.truncate(end);
+    }
+    bytes
+}
