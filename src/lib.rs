@@ -3,6 +3,7 @@
 //! The library is the engine; [`cli`] is one front of it. `ARCHITECTURE.md` is the map.
 #![forbid(unsafe_code)]
 
+pub mod agent_client;
 pub mod cli;
 pub mod container;
 pub mod image;

@@ -1,3 +1,355 @@
-//! What a container's virtual machine is made of.
+//! Sandboxes: one virtual machine each, in a process of its own.
+//!
+//! Lowers what a container needs to a [`VmConfig`] and a list of resources (a pure function), opens
+//! the resources, starts the VMM process and listens to it. Knows no images, only files; and no
+//! messages of the guest, only connections.
 
-pub mod initramfs;
+mod initramfs;
+pub mod kernel;
+mod lower;
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, IoSlice, IoSliceMut, Write},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::{
+            net::UnixStream,
+            process::{CommandExt, ExitStatusExt},
+        },
+    },
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use nix::{
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        socket::{AddressFamily, SockFlag, SockType, socketpair},
+    },
+    unistd::ftruncate,
+};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use vmm::{Ending, Event, VmConfig};
+
+use lower::{Resource, lower};
+
+/// First argument of the VMM process; whoever parses the command line hands over to it.
+pub const VMM_PROCESS: &str = "vmm-process";
+
+/// Largest event of a VMM in bytes; they are short but for messages, and those are capped at 1 KiB.
+const MAX_EVENT: usize = 16 << 10;
+
+/// What a sandbox is made of.
+#[derive(Debug, Clone)]
+pub struct SandboxConfig {
+    /// What the VMM process shows in its arguments, so that people can tell it from others.
+    pub label: String,
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// Guest memory in bytes.
+    pub memory_bytes: u64,
+    /// The guest kernel.
+    pub kernel: PathBuf,
+    /// Parts of the read-only root disk: a file and how many bytes of it each.
+    pub root: Vec<(PathBuf, u64)>,
+    /// Writable disk, and its size in bytes.
+    pub disk: Option<(PathBuf, u64)>,
+    /// File to which the guest kernel's serial console is written; made if missing.
+    pub kernel_console: Option<PathBuf>,
+    /// File for what the VMM process has to say; made if missing.
+    pub log: PathBuf,
+}
+
+/// Why a sandbox could not start, or was lost.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum SandboxError {
+    #[error(
+        "/dev/kvm is not there: this host has no KVM, or its module is not loaded; \
+         `pillbug doctor` says more"
+    )]
+    NoKvm,
+    #[error("no permission to use /dev/kvm: add this user to the group `kvm`, and log in again")]
+    KvmPermission,
+    #[error("cannot open {path}")]
+    Open { path: PathBuf, source: io::Error },
+    #[error("cannot get {bytes} bytes of guest memory")]
+    Memory { bytes: u64, source: io::Error },
+    #[error("cannot hand over the initial RAM file system")]
+    Initramfs(#[source] io::Error),
+    #[error("cannot start the VMM process")]
+    Spawn(#[source] io::Error),
+    #[error("the VMM process did not take its configuration")]
+    Configure(#[source] io::Error),
+    #[error("the image has too many layers: {0} files, above the limit of {max}", max = lower::MAX_DESCRIPTORS)]
+    TooManyParts(usize),
+    #[error("lost the VMM process")]
+    Listen(#[source] io::Error),
+    #[error("the VMM process said what nobody understands")]
+    Event(#[source] serde_json::Error),
+}
+
+/// A running sandbox. Dropping it ends it: the VMM process is killed and reaped.
+#[derive(Debug)]
+pub struct Sandbox {
+    vmm: Child,
+    control: OwnedFd,
+}
+
+/// What a sandbox tells.
+#[derive(Debug)]
+pub enum SandboxEvent {
+    /// The first vCPU is about to run; times of the VMM as [`Event::Running`] gives them.
+    Running {
+        /// The VMM process's `main` began.
+        process_started_ns: u64,
+        /// Memory, kernel and devices were in place.
+        built_ns: u64,
+    },
+    /// The guest opened a connection to this host port.
+    Connected {
+        /// Which port.
+        port: u32,
+        /// The host's end.
+        stream: UnixStream,
+    },
+    /// It is over.
+    Ended(Ending),
+}
+
+impl Sandbox {
+    /// Opens everything the sandbox needs and starts its VMM process.
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxError`]; nothing is left running.
+    pub fn start(config: &SandboxConfig) -> Result<Self, SandboxError> {
+        let (vm_config, resources) = lower(config)?;
+        let descriptors: Vec<OwnedFd> = resources
+            .iter()
+            .map(Resource::open)
+            .collect::<Result<_, _>>()?;
+        let (control, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .map_err(|error| SandboxError::Spawn(error.into()))?;
+        let log = append(&config.log)?;
+        let vmm = Command::new("/proc/self/exe")
+            .arg0("pillbug")
+            .args([VMM_PROCESS, &config.label])
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(log))
+            .current_dir("/")
+            .env_clear()
+            // A terminal's Ctrl-C is for the container, not for its VM.
+            .process_group(0)
+            .spawn()
+            .map_err(SandboxError::Spawn)?;
+        let sandbox = Self { vmm, control };
+        sandbox
+            .configure(&vm_config, &descriptors)
+            .map_err(SandboxError::Configure)?;
+        Ok(sandbox)
+    }
+
+    /// Process ID of the VMM.
+    #[must_use]
+    pub fn vmm_pid(&self) -> u32 {
+        self.vmm.id()
+    }
+
+    /// Waits for the next event, and returns it. A VMM process that dies without a word has
+    /// [`Ending::Killed`] or [`Ending::HostError`] as its last one.
+    ///
+    /// # Errors
+    ///
+    /// Where the VMM process breaks the protocol; the sandbox is of no use then.
+    pub fn next_event(&mut self) -> Result<SandboxEvent, SandboxError> {
+        let mut bytes = vec![0; MAX_EVENT];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received = rustix::io::retry_on_intr(|| {
+            recvmsg(
+                &self.control,
+                &mut [IoSliceMut::new(&mut bytes)],
+                &mut ancillary,
+                RecvFlags::CMSG_CLOEXEC,
+            )
+        });
+        let length = match received {
+            Ok(message) if message.bytes > 0 => message.bytes,
+            Ok(_) | Err(rustix::io::Errno::CONNRESET) => {
+                return Ok(SandboxEvent::Ended(self.unexplained_ending()?));
+            }
+            Err(error) => return Err(SandboxError::Listen(error.into())),
+        };
+        let descriptor = ancillary.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+            _ => None,
+        });
+        let event = serde_json::from_slice(&bytes[..length]).map_err(SandboxError::Event)?;
+        Ok(match (event, descriptor) {
+            (
+                Event::Running {
+                    process_started_ns,
+                    built_ns,
+                },
+                _,
+            ) => SandboxEvent::Running {
+                process_started_ns,
+                built_ns,
+            },
+            (Event::Connected { port }, Some(descriptor)) => SandboxEvent::Connected {
+                port,
+                stream: descriptor.into(),
+            },
+            (Event::Connected { .. }, None) => {
+                return Err(SandboxError::Listen(io::Error::other(
+                    "a connection without a descriptor",
+                )));
+            }
+            (Event::Ended(ending), _) => SandboxEvent::Ended(ending),
+        })
+    }
+
+    fn configure(&self, config: &VmConfig, descriptors: &[OwnedFd]) -> io::Result<()> {
+        let message = serde_json::to_vec(config)?;
+        let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+        let mut space =
+            vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(lower::MAX_DESCRIPTORS))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let sent = sendmsg(
+            &self.control,
+            &[IoSlice::new(&message)],
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        )?;
+        if sent < message.len() {
+            Err(io::ErrorKind::WriteZero.into())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The control socket closed before the VMM said why.
+    fn unexplained_ending(&mut self) -> Result<Ending, SandboxError> {
+        let status = self.vmm.wait().map_err(SandboxError::Listen)?;
+        Ok(match status.signal() {
+            Some(9) => Ending::Killed,
+            _ => Ending::HostError {
+                message: format!("the VMM process ended early ({status})"),
+            },
+        })
+    }
+}
+
+impl AsFd for Sandbox {
+    /// Readable when there is an event.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.control.as_fd()
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        // Either it is dead already, or nobody can be told.
+        let _ = self.vmm.kill();
+        let _ = self.vmm.wait();
+    }
+}
+
+impl Resource {
+    fn open(&self) -> Result<OwnedFd, SandboxError> {
+        match self {
+            Self::Kvm => open_kvm(),
+            Self::Memory { bytes } => guest_memory(*bytes).map_err(|source| SandboxError::Memory {
+                bytes: *bytes,
+                source,
+            }),
+            Self::Initramfs => initramfs().map_err(SandboxError::Initramfs),
+            Self::Read(path) => {
+                File::open(path)
+                    .map(OwnedFd::from)
+                    .map_err(|source| SandboxError::Open {
+                        path: path.clone(),
+                        source,
+                    })
+            }
+            Self::ReadWrite(path) => OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(path)
+                .map(OwnedFd::from)
+                .map_err(|source| SandboxError::Open {
+                    path: path.clone(),
+                    source,
+                }),
+            Self::Append(path) => append(path).map(OwnedFd::from),
+        }
+    }
+}
+
+/// Opens `/dev/kvm`.
+///
+/// # Errors
+///
+/// [`SandboxError::NoKvm`] and [`SandboxError::KvmPermission`] with the way out, or as opening fails.
+pub fn open_kvm() -> Result<OwnedFd, SandboxError> {
+    let path = "/dev/kvm";
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(kvm) => Ok(kvm.into()),
+        Err(source) => Err(match source.kind() {
+            io::ErrorKind::NotFound => SandboxError::NoKvm,
+            io::ErrorKind::PermissionDenied => SandboxError::KvmPermission,
+            _ => SandboxError::Open {
+                path: path.into(),
+                source,
+            },
+        }),
+    }
+}
+
+fn guest_memory(bytes: u64) -> io::Result<OwnedFd> {
+    let memfd = memfd_create(
+        "guest-memory",
+        MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
+    )?;
+    ftruncate(
+        &memfd,
+        i64::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?,
+    )?;
+    // Whoever else gets this memory cannot make the VMM fault by cutting it short.
+    fcntl(
+        &memfd,
+        FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW),
+    )?;
+    Ok(memfd)
+}
+
+fn initramfs() -> io::Result<OwnedFd> {
+    let mut file = File::from(memfd_create("initramfs", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(initramfs::INITRAMFS)?;
+    Ok(file.into())
+}
+
+fn append(path: &PathBuf) -> Result<File, SandboxError> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)
+        .map_err(|source| SandboxError::Open {
+            path: path.clone(),
+            source,
+        })
+}
