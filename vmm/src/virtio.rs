@@ -7,6 +7,7 @@ mod chain;
 mod device;
 mod interrupt;
 mod queue;
+mod vsock;
 mod worker;
 
 #[cfg(test)]
@@ -16,4 +17,5 @@ pub use chain::{Buffers, BuffersError, Chain};
 pub use device::{ActivateContext, ActivateError, VirtioDevice};
 pub use interrupt::Interrupt;
 pub use queue::{DeviceQueue, QueueError};
+pub use vsock::{Connector, Vsock};
 pub use worker::{Poller, Worker};
