@@ -90,13 +90,14 @@ pub struct VsockConfig {
 /// The virtio console. Its last 16 KiB are kept for [`Ending::Panic`](crate::Ending::Panic).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConsoleConfig {
-    /// Where output goes besides; never waited for: what it does not take at once is dropped.
+    /// Where output goes besides; made nonblocking and never waited for: what it does not take at
+    /// once is dropped.
     pub output: Option<DescriptorIndex>,
 }
 
 /// The 16550.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SerialConfig {
-    /// Where output goes.
+    /// Where output goes; made nonblocking and never waited for.
     pub output: DescriptorIndex,
 }

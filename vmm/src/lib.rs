@@ -7,7 +7,9 @@ pub mod bus;
 mod config;
 mod control;
 pub mod memory;
+pub mod output;
 pub mod probe;
+pub mod serial;
 pub mod virtio;
 
 pub use config::{

@@ -4,9 +4,11 @@
 //! transport negotiates and hands over, then the device's one worker thread owns the queues.
 
 mod chain;
+mod console;
 mod device;
 mod interrupt;
 mod queue;
+mod rng;
 mod vsock;
 mod worker;
 
@@ -14,8 +16,10 @@ mod worker;
 mod fake;
 
 pub use chain::{Buffers, BuffersError, Chain};
+pub use console::{Console, ConsoleTail};
 pub use device::{ActivateContext, ActivateError, VirtioDevice};
 pub use interrupt::Interrupt;
 pub use queue::{DeviceQueue, QueueError};
+pub use rng::Rng;
 pub use vsock::{Connector, Vsock};
 pub use worker::{Poller, Worker};
