@@ -3,7 +3,13 @@
 //! Everything here treats archives, layouts and registries as hostile. No virtual machine and no container
 //! is known here: what comes out is plain data and files that others may open.
 
+pub mod archive;
 pub mod digest;
+pub mod import;
 pub mod layer;
+pub mod layout;
+pub mod load;
+pub mod manifest;
 pub mod reference;
 pub mod rootfs;
+pub mod store;

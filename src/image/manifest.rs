@@ -1,0 +1,595 @@
+//! Manifests, indexes and configurations: parsed by `oci-spec`, then held to what an image that can run must be.
+//!
+//! OCI's and Docker's media types are accepted, other artifacts, Docker's schema 1 and layers that may not be
+//! distributed are refused with their names. Nothing is fetched here and no file is touched.
+
+use oci_spec::image::{
+    Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType, Os,
+};
+use serde::{Deserialize, de::IgnoredAny};
+
+use crate::image::digest::{Digest, DigestError};
+
+/// Most bytes of a manifest, an index or a configuration, as registries have it.
+pub const MAX_DOCUMENT: u64 = 4 << 20;
+/// Most layers of an image, as Docker has it.
+pub const MAX_LAYERS: usize = 127;
+/// Most indexes within indexes on the way to a manifest.
+pub const MAX_INDEX_DEPTH: usize = 4;
+
+/// Media types of Docker's image manifest version 2, schema 2, and the Docker Hub's relatives of OCI's types.
+mod docker {
+    pub const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+    pub const LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+    pub const CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+    pub const LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
+    pub const LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+    pub const LAYER_ZSTD: &str = "application/vnd.docker.image.rootfs.diff.tar.zstd";
+    pub const FOREIGN: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar";
+    pub const FOREIGN_GZIP: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+}
+
+/// Why a document describes no image that can run here.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum ManifestError {
+    #[error("not a valid image manifest or index")]
+    Syntax(#[source] serde_json::Error),
+    #[error("not a valid image configuration")]
+    ConfigSyntax(#[source] serde_json::Error),
+    #[error(
+        "a Docker schema 1 manifest, which is no longer supported: push the image again with a current tool"
+    )]
+    Schema1,
+    #[error("has both `manifests` and `layers`, so that it could be read as two different images")]
+    Ambiguous,
+    #[error("has neither `manifests` nor `layers`")]
+    Neither,
+    #[error("calls itself {found}, which its content contradicts")]
+    MediaType { found: String },
+    #[error("manifest version {0} is not supported, only 2")]
+    Version(u32),
+    #[error("not a container image but an artifact of type {0}")]
+    Artifact(String),
+    #[error("layer {digest} may not be distributed ({media_type}): such images cannot be used")]
+    NonDistributable { digest: String, media_type: String },
+    #[error("layer {digest} is of an unsupported type {media_type}")]
+    Layer { digest: String, media_type: String },
+    #[error("the image has no layers, so there is nothing to run")]
+    NoLayers,
+    #[error("the image has {0} layers; {MAX_LAYERS} are supported")]
+    TooManyLayers(usize),
+    #[error("malformed digest")]
+    Digest(#[from] DigestError),
+    #[error("the manifest lists {layers} layers, the configuration {diff_ids}")]
+    DiffIds { layers: usize, diff_ids: usize },
+    #[error("a root file system of type {0:?} instead of layers")]
+    RootfsType(String),
+    #[error("the image is for {found}, this machine runs {}", Platform::HOST)]
+    Platform { found: String },
+    #[error("no image for {} among those offered: {offered}", Platform::HOST)]
+    NoPlatform { offered: String },
+}
+
+/// An operating system and a processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Platform {
+    os: &'static str,
+    architecture: &'static str,
+}
+
+impl Platform {
+    /// What the virtual machines of this build run.
+    pub const HOST: Self = Self {
+        os: "linux",
+        architecture: "amd64",
+    };
+
+    fn is(self, os: &Os, architecture: &Arch) -> bool {
+        os.to_string() == self.os && architecture.to_string() == self.architecture
+    }
+}
+
+impl std::fmt::Display for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)
+    }
+}
+
+/// A validated descriptor: what a blob must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blob {
+    /// What it claims to hold.
+    pub media_type: MediaType,
+    /// Digest of its bytes.
+    pub digest: Digest,
+    /// Number of its bytes.
+    pub size: u64,
+}
+
+impl TryFrom<&Descriptor> for Blob {
+    type Error = ManifestError;
+
+    fn try_from(descriptor: &Descriptor) -> Result<Self, ManifestError> {
+        Ok(Self {
+            media_type: descriptor.media_type().clone(),
+            digest: descriptor.digest().as_ref().parse()?,
+            size: descriptor.size(),
+        })
+    }
+}
+
+/// What a descriptor of an image may lead to.
+#[derive(Debug)]
+pub enum Document {
+    /// A choice of images.
+    Index(Box<ImageIndex>),
+    /// One image.
+    Manifest(Manifest),
+}
+
+/// The manifest of an image that could run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manifest {
+    /// The configuration.
+    pub config: Blob,
+    /// The layers, lowest first; 1 to [`MAX_LAYERS`].
+    pub layers: Vec<Blob>,
+}
+
+/// The fields by which documents are told apart.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Shape {
+    media_type: Option<String>,
+    manifests: Option<IgnoredAny>,
+    layers: Option<IgnoredAny>,
+    fs_layers: Option<IgnoredAny>,
+}
+
+impl Document {
+    /// Reads a document. What it is, its content says; its media type must not contradict (the confusion that
+    /// the image specification's "media type verification" is about).
+    ///
+    /// # Errors
+    ///
+    /// Where it is no manifest or index, could be read as both, or is a manifest of something else than an image.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
+        let shape: Shape = serde_json::from_slice(bytes).map_err(ManifestError::Syntax)?;
+        let is_index = match (&shape.manifests, &shape.layers, &shape.fs_layers) {
+            (_, _, Some(_)) => return Err(ManifestError::Schema1),
+            (Some(_), Some(_), _) => return Err(ManifestError::Ambiguous),
+            (None, None, _) => return Err(ManifestError::Neither),
+            (manifests, ..) => manifests.is_some(),
+        };
+        if let Some(found) = shape.media_type {
+            let claimed = MediaType::from(found.as_str());
+            let fits = if is_index {
+                is_index_type(&claimed)
+            } else {
+                is_manifest_type(&claimed)
+            };
+            if !fits {
+                return Err(ManifestError::MediaType { found });
+            }
+        }
+        if is_index {
+            let index: ImageIndex = serde_json::from_slice(bytes).map_err(ManifestError::Syntax)?;
+            check_version(index.schema_version())?;
+            Ok(Self::Index(Box::new(index)))
+        } else {
+            let manifest = serde_json::from_slice(bytes).map_err(ManifestError::Syntax)?;
+            Ok(Self::Manifest(Manifest::validate(&manifest)?))
+        }
+    }
+}
+
+fn is_index_type(media_type: &MediaType) -> bool {
+    *media_type == MediaType::ImageIndex || media_type.as_ref() == docker::LIST
+}
+
+fn is_manifest_type(media_type: &MediaType) -> bool {
+    *media_type == MediaType::ImageManifest || media_type.as_ref() == docker::MANIFEST
+}
+
+fn check_version(version: u32) -> Result<(), ManifestError> {
+    if version == 2 {
+        Ok(())
+    } else {
+        Err(ManifestError::Version(version))
+    }
+}
+
+impl Manifest {
+    fn validate(manifest: &ImageManifest) -> Result<Self, ManifestError> {
+        check_version(manifest.schema_version())?;
+        let config = Blob::try_from(manifest.config())?;
+        if config.media_type != MediaType::ImageConfig
+            && config.media_type.as_ref() != docker::CONFIG
+        {
+            let kind = manifest
+                .artifact_type()
+                .as_ref()
+                .unwrap_or(&config.media_type);
+            return Err(ManifestError::Artifact(kind.to_string()));
+        }
+        match manifest.layers().len() {
+            0 => return Err(ManifestError::NoLayers),
+            1..=MAX_LAYERS => {}
+            count => return Err(ManifestError::TooManyLayers(count)),
+        }
+        let layers = manifest
+            .layers()
+            .iter()
+            .map(layer)
+            .collect::<Result<_, _>>()?;
+        Ok(Self { config, layers })
+    }
+}
+
+fn layer(descriptor: &Descriptor) -> Result<Blob, ManifestError> {
+    let (digest, media_type) = (
+        descriptor.digest().to_string(),
+        descriptor.media_type().to_string(),
+    );
+    match descriptor.media_type() {
+        MediaType::ImageLayer | MediaType::ImageLayerGzip | MediaType::ImageLayerZstd => {
+            Blob::try_from(descriptor)
+        }
+        MediaType::ImageLayerNonDistributable
+        | MediaType::ImageLayerNonDistributableGzip
+        | MediaType::ImageLayerNonDistributableZstd => {
+            Err(ManifestError::NonDistributable { digest, media_type })
+        }
+        other => match other.as_ref() {
+            docker::LAYER | docker::LAYER_GZIP | docker::LAYER_ZSTD => Blob::try_from(descriptor),
+            docker::FOREIGN | docker::FOREIGN_GZIP => {
+                Err(ManifestError::NonDistributable { digest, media_type })
+            }
+            _ => Err(ManifestError::Layer { digest, media_type }),
+        },
+    }
+}
+
+/// The entry of `index` that this machine runs: the first for its platform, else the first without any.
+///
+/// # Errors
+///
+/// [`ManifestError::NoPlatform`] with what there is instead.
+pub fn select(index: &ImageIndex) -> Result<Blob, ManifestError> {
+    let candidates = || {
+        index
+            .manifests()
+            .iter()
+            .filter(|entry| leads_to_image(entry))
+    };
+    let for_host = candidates().find(|entry| {
+        entry
+            .platform()
+            .as_ref()
+            .is_some_and(|platform| Platform::HOST.is(platform.os(), platform.architecture()))
+    });
+    let chosen = for_host.or_else(|| candidates().find(|entry| entry.platform().is_none()));
+    let Some(chosen) = chosen else {
+        let mut offered: Vec<String> = candidates()
+            .filter_map(|entry| entry.platform().as_ref())
+            .map(|platform| format!("{}/{}", platform.os(), platform.architecture()))
+            .take(32)
+            .collect();
+        offered.dedup();
+        if offered.is_empty() {
+            offered.push("none".into());
+        }
+        return Err(ManifestError::NoPlatform {
+            offered: offered.join(", "),
+        });
+    };
+    Blob::try_from(chosen)
+}
+
+/// Whether an entry of an index may be an image: neither an artifact nor a BuildKit attestation, which poses as an
+/// image for platform unknown/unknown.
+#[must_use]
+pub fn leads_to_image(entry: &Descriptor) -> bool {
+    let is_attestation = entry
+        .platform()
+        .as_ref()
+        .is_some_and(|platform| platform.os().to_string() == "unknown");
+    !is_attestation
+        && entry.artifact_type().is_none()
+        && (is_manifest_type(entry.media_type()) || is_index_type(entry.media_type()))
+}
+
+/// Whether an entry of an index is for this machine as far as it says for which it is.
+#[must_use]
+pub fn suits_host(entry: &Descriptor) -> bool {
+    entry
+        .platform()
+        .as_ref()
+        .is_none_or(|platform| Platform::HOST.is(platform.os(), platform.architecture()))
+}
+
+/// A configuration that fits its manifest, and the digests of its uncompressed layers.
+///
+/// # Errors
+///
+/// Where it is malformed, for another platform, or does not have one diff_id for each of `layers` layers.
+pub fn parse_config(
+    bytes: &[u8],
+    layers: usize,
+) -> Result<(ImageConfiguration, Vec<Digest>), ManifestError> {
+    let config: ImageConfiguration =
+        serde_json::from_slice(bytes).map_err(ManifestError::ConfigSyntax)?;
+    if !Platform::HOST.is(config.os(), config.architecture()) {
+        let found = format!("{}/{}", config.os(), config.architecture());
+        return Err(ManifestError::Platform { found });
+    }
+    if config.rootfs().typ() != "layers" {
+        return Err(ManifestError::RootfsType(config.rootfs().typ().clone()));
+    }
+    let diff_ids = config.rootfs().diff_ids();
+    if diff_ids.len() != layers {
+        return Err(ManifestError::DiffIds {
+            layers,
+            diff_ids: diff_ids.len(),
+        });
+    }
+    let diff_ids = diff_ids
+        .iter()
+        .map(|text| text.parse())
+        .collect::<Result<_, _>>()?;
+    Ok((config, diff_ids))
+}
+
+/// The ChainID of a stack of layers, lowest first, as the image specification's "Layer ChainID" defines it.
+/// None for no layers.
+#[must_use]
+pub fn chain_id(diff_ids: &[Digest]) -> Option<Digest> {
+    let (first, rest) = diff_ids.split_first()?;
+    Some(rest.iter().fold(*first, |chain, diff_id| {
+        Digest::of(format!("{chain} {diff_id}").as_bytes())
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+    fn descriptor(media_type: &str) -> Value {
+        json!({"mediaType": media_type, "digest": DIGEST, "size": 1})
+    }
+
+    fn manifest() -> Value {
+        json!({
+            "schemaVersion": 2,
+            "config": descriptor("application/vnd.oci.image.config.v1+json"),
+            "layers": [descriptor(OCI_LAYER)],
+        })
+    }
+
+    fn with(mut document: Value, key: &str, value: Value) -> Value {
+        document[key] = value;
+        document
+    }
+
+    fn parse(document: &Value) -> Result<Document, ManifestError> {
+        Document::parse(document.to_string().as_bytes())
+    }
+
+    fn entry(os: &str, architecture: &str, size: u64) -> Value {
+        let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json");
+        entry["platform"] = json!({"os": os, "architecture": architecture});
+        entry["size"] = json!(size);
+        entry
+    }
+
+    fn chosen(entries: &[Value]) -> Result<u64, ManifestError> {
+        let document = parse(&json!({"schemaVersion": 2, "manifests": entries})).unwrap();
+        let Document::Index(index) = document else {
+            panic!("an index was taken for a manifest");
+        };
+        select(&index).map(|blob| blob.size)
+    }
+
+    #[test]
+    fn images_of_oci_and_docker_are_accepted() {
+        let docker = json!({
+            "schemaVersion": 2,
+            "mediaType": docker::MANIFEST,
+            "config": descriptor(docker::CONFIG),
+            "layers": [descriptor(docker::LAYER_GZIP), descriptor(docker::LAYER)],
+        });
+        for (document, layers) in [(manifest(), 1), (docker, 2)] {
+            let parsed = parse(&document).unwrap();
+            assert!(
+                matches!(parsed, Document::Manifest(manifest) if manifest.layers.len() == layers)
+            );
+        }
+    }
+
+    #[test]
+    fn a33_documents_that_are_two_things_or_none_are_refused() {
+        let index = json!({"schemaVersion": 2, "manifests": []});
+        let both = with(manifest(), "manifests", json!([]));
+        assert!(matches!(parse(&both), Err(ManifestError::Ambiguous)));
+        assert!(matches!(
+            parse(&json!({"schemaVersion": 2})),
+            Err(ManifestError::Neither)
+        ));
+        assert!(matches!(
+            parse(&json!({"fsLayers": []})),
+            Err(ManifestError::Schema1)
+        ));
+        assert!(matches!(
+            parse(&with(manifest(), "layers", json!([]))),
+            Err(ManifestError::NoLayers)
+        ));
+        let many = vec![descriptor(OCI_LAYER); MAX_LAYERS + 1];
+        assert!(matches!(
+            parse(&with(manifest(), "layers", json!(many))),
+            Err(ManifestError::TooManyLayers(128))
+        ));
+        for (document, claim) in [
+            (index, docker::MANIFEST),
+            (manifest(), docker::LIST),
+            (manifest(), "text/html"),
+        ] {
+            let claimed = with(document, "mediaType", json!(claim));
+            assert!(
+                matches!(parse(&claimed), Err(ManifestError::MediaType { .. })),
+                "{claim}"
+            );
+        }
+    }
+
+    #[test]
+    fn a30_sizes_and_digests_that_cannot_be_are_refused() {
+        for (key, value) in [
+            ("size", json!(-1)),
+            ("size", json!("1")),
+            ("size", json!(1.5)),
+            ("digest", json!("sha256:../../x")),
+            ("digest", json!("md5:00")),
+        ] {
+            let layer = with(descriptor(OCI_LAYER), key, value.clone());
+            assert!(
+                parse(&with(manifest(), "layers", json!([layer]))).is_err(),
+                "{key} {value}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused_by_name() {
+        let foreign = descriptor("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip");
+        assert!(matches!(
+            parse(&with(manifest(), "layers", json!([foreign]))),
+            Err(ManifestError::NonDistributable { .. })
+        ));
+        let strange = descriptor("application/vnd.oci.image.layer.v1.tar+gzip+encrypted");
+        assert!(matches!(
+            parse(&with(manifest(), "layers", json!([strange]))),
+            Err(ManifestError::Layer { .. })
+        ));
+        let artifact = with(
+            manifest(),
+            "config",
+            descriptor("application/vnd.oci.empty.v1+json"),
+        );
+        assert!(matches!(parse(&artifact), Err(ManifestError::Artifact(_))));
+    }
+
+    #[test]
+    fn the_entry_for_this_machine_is_chosen() {
+        let attestation = entry("unknown", "unknown", 4);
+        let unspecific = descriptor("application/vnd.oci.image.manifest.v1+json");
+        assert_eq!(
+            chosen(&[
+                entry("linux", "arm64", 2),
+                entry("linux", "amd64", 3),
+                entry("linux", "amd64", 5)
+            ])
+            .unwrap(),
+            3
+        );
+        assert_eq!(
+            chosen(&[entry("linux", "arm64", 2), unspecific]).unwrap(),
+            1
+        );
+        let error = chosen(&[entry("linux", "arm64", 2), attestation]).unwrap_err();
+        assert!(
+            error.to_string().ends_with("offered: linux/arm64"),
+            "{error}"
+        );
+        assert!(chosen(&[]).is_err());
+    }
+
+    #[test]
+    fn a30_configurations_must_fit() {
+        let config = |os: &str, diff_ids: &[&str]| {
+            json!({"os": os, "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": diff_ids}}).to_string()
+        };
+        assert!(parse_config(config("linux", &[DIGEST]).as_bytes(), 1).is_ok());
+        assert!(matches!(
+            parse_config(config("linux", &[DIGEST]).as_bytes(), 2),
+            Err(ManifestError::DiffIds {
+                layers: 2,
+                diff_ids: 1
+            })
+        ));
+        assert!(matches!(
+            parse_config(config("windows", &[DIGEST]).as_bytes(), 1),
+            Err(ManifestError::Platform { .. })
+        ));
+        assert!(matches!(
+            parse_config(config("linux", &["sha256:.."]).as_bytes(), 1),
+            Err(ManifestError::Digest(_))
+        ));
+    }
+
+    #[test]
+    fn chain_ids_follow_the_specification() {
+        let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
+        assert_eq!(chain_id(&[]), None);
+        assert_eq!(chain_id(&[one]), Some(one));
+        assert_eq!(
+            chain_id(&[one, two]),
+            Some(Digest::of(format!("{one} {two}").as_bytes()))
+        );
+    }
+
+    /// JSON that has the right keys and anything behind them.
+    fn hostile_json() -> impl Strategy<Value = Value> {
+        let key = prop::sample::select(vec![
+            "schemaVersion",
+            "mediaType",
+            "manifests",
+            "layers",
+            "config",
+            "digest",
+            "size",
+            "platform",
+            "os",
+            "rootfs",
+            "diff_ids",
+            "type",
+            "architecture",
+        ]);
+        let leaf = prop_oneof![
+            any::<i64>().prop_map(Value::from),
+            Just(json!(2)),
+            Just(json!(DIGEST)),
+            Just(Value::Null),
+            "[a-z/+.]{0,20}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(5, 64, 6, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map(key.clone().prop_map(String::from), inner, 0..8)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_json_is_an_answer(document in hostile_json(), layers in 0usize..3) {
+            let text = document.to_string();
+            if let Ok(Document::Index(index)) = Document::parse(text.as_bytes()) {
+                let _ = select(&index);
+            }
+            let _ = parse_config(text.as_bytes(), layers);
+        }
+
+        #[test]
+        fn any_bytes_are_an_answer(bytes: Vec<u8>) {
+            prop_assert!(Document::parse(&bytes).is_err());
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Removal: of images that a person names, of what no image needs, and of what crashes left.
+
+use std::collections::HashSet;
+
+use super::{
+    Kind, Lock, Store, StoreError,
+    files::{self, FileError},
+    transaction,
+};
+use crate::image::{digest::Digest, reference::Reference};
+
+/// One thing that a removal did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Removed {
+    /// A name is gone.
+    Untagged(Reference),
+    /// An image is gone: its ID.
+    Deleted(Digest),
+}
+
+impl Store {
+    /// Removes what abandoned operations left, unless somebody works in the store: then the next one does.
+    pub(super) fn clean(&self) -> Result<(), StoreError> {
+        let temp = self.temp();
+        if files::list(&temp)?.is_empty() {
+            return Ok(());
+        }
+        let (file, path) = self.lock_file()?;
+        if !files::try_lock_exclusive(&file, &path)? {
+            return Ok(());
+        }
+        let lock = Lock { _file: file };
+        let mut was_interrupted = false;
+        for name in files::list(&temp)? {
+            let path = temp.join(name);
+            let is_abandoned = match files::open(&path) {
+                Ok(folder) => files::try_lock_exclusive(&folder, &path)?,
+                Err(error) if error.is_missing() => false,
+                Err(_) => true,
+            };
+            if is_abandoned {
+                files::remove(&path)?;
+                was_interrupted = true;
+            }
+        }
+        // Its commit may have been halfway.
+        if was_interrupted {
+            self.sweep(&lock)?;
+        }
+        Ok(())
+    }
+
+    /// Removes a name, and the image with it when that was its last; or an image by its ID with its names. `force`
+    /// removes an image by its ID though it has several names.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::InUse`] where an [`Image`](super::Image) of it lives in any process.
+    pub fn remove(&self, name: &str, force: bool) -> Result<Vec<Removed>, StoreError> {
+        let lock = self.lock_exclusive()?;
+        let by_name = match name.parse::<Reference>() {
+            Ok(reference) if !name.starts_with("sha256:") => self
+                .find_name(&reference)?
+                .map(|record| (reference, record)),
+            _ => None,
+        };
+        let (manifest, named) = match by_name {
+            Some((reference, record)) => (record.manifest, Some(reference)),
+            None => (
+                self.find_id(name)?
+                    .ok_or_else(|| StoreError::Unknown(name.into()))?,
+                None,
+            ),
+        };
+        let all: Vec<Reference> = self
+            .names()?
+            .into_iter()
+            .filter(|(_, record)| record.manifest == manifest)
+            .map(|(reference, _)| reference)
+            .collect();
+        let (going, staying): (Vec<_>, Vec<_>) = match &named {
+            // A digest that no name of its own was given for stands for all names of the image.
+            Some(reference) if all.contains(reference) => {
+                all.into_iter().partition(|name| name == reference)
+            }
+            _ => (all, Vec::new()),
+        };
+        if named.is_none() && going.len() > 1 && !force {
+            let names: Vec<String> = going.iter().map(Reference::familiar).collect();
+            return Err(StoreError::SeveralNames {
+                id: name.into(),
+                names: names.join(", "),
+            });
+        }
+        let record_path = self.path(Kind::Images, &manifest);
+        let record_file = files::open(&record_path)?;
+        let is_last = staying.is_empty();
+        // Held to the end, so that nobody begins to use what is being removed.
+        if is_last && !files::try_lock_exclusive(&record_file, &record_path)? {
+            return Err(StoreError::InUse(name.into()));
+        }
+        let mut removed = Vec::new();
+        for reference in going {
+            self.remove_name(&reference)?;
+            removed.push(Removed::Untagged(reference));
+        }
+        if is_last {
+            removed.push(Removed::Deleted(self.remove_record(&manifest)?));
+            self.sweep(&lock)?;
+        }
+        Ok(removed)
+    }
+
+    /// Removes the record of an image that nobody uses. What it needed goes with the next sweep.
+    fn remove_record(&self, manifest: &Digest) -> Result<Digest, StoreError> {
+        let path = self.path(Kind::Images, manifest);
+        let record = self
+            .record(manifest)?
+            .ok_or_else(|| StoreError::Unknown(manifest.to_string()))?;
+        files::remove(&path)?;
+        if let Some(folder) = path.parent() {
+            files::sync_folder(folder)?;
+        }
+        Ok(record.config)
+    }
+
+    /// Removes all content that no image and no running operation needs. Files that are open elsewhere live on
+    /// there.
+    fn sweep(&self, _lock: &Lock) -> Result<(), StoreError> {
+        let mut needed: HashSet<(Kind, Digest)> = HashSet::new();
+        for (manifest, record) in self.records()? {
+            needed.extend(record.objects(&manifest));
+        }
+        for name in files::list(&self.temp())? {
+            needed.extend(transaction::pinned(&self.temp().join(name))?);
+        }
+        for kind in Kind::SWEPT {
+            for digest in self.digests(kind)? {
+                if !needed.contains(&(kind, digest)) {
+                    self.discard(kind, &digest)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes content in one step, also where it is a folder: by way of `temp`.
+    fn discard(&self, kind: Kind, digest: &Digest) -> Result<(), FileError> {
+        let aside = self
+            .temp()
+            .join(format!("discarded-{}-{}", kind.folder(), digest.hex()));
+        files::remove(&aside)?;
+        files::replace(&self.path(kind, digest), &aside)?;
+        files::remove(&aside)
+    }
+}
