@@ -6,11 +6,16 @@
 pub mod bus;
 mod config;
 mod control;
+pub mod kernel;
+pub mod machine;
 pub mod memory;
 pub mod output;
 pub mod probe;
+pub mod process;
 pub mod serial;
+pub mod vcpu;
 pub mod virtio;
+mod x86;
 
 pub use config::{
     BlockConfig, BlockPart, ConsoleConfig, DescriptorIndex, KernelConfig, MemoryConfig,

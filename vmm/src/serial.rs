@@ -11,6 +11,8 @@ use crate::output::Output;
 
 /// I/O port of the first register, of eight (COM1).
 pub const PORT: u16 = 0x3f8;
+/// How many registers there are, a port each.
+pub const PORTS: u64 = 8;
 /// Its interrupt (COM1).
 pub const GSI: u32 = 4;
 

@@ -3,12 +3,14 @@
 //! A device gets guest memory, queues and an interrupt; it knows neither KVM nor the bus. Its
 //! transport negotiates and hands over, then the device's one worker thread owns the queues.
 
+pub mod block;
 mod chain;
 mod console;
 mod device;
 mod interrupt;
 mod queue;
 mod rng;
+pub mod transport;
 mod vsock;
 mod worker;
 

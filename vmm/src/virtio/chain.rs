@@ -86,6 +86,16 @@ impl<'m> Buffers<'m> {
         Ok(())
     }
 
+    /// Writes zeroes to all that is left.
+    pub fn fill_zero(&mut self) {
+        const ZEROES: [u8; 4096] = [0; 4096];
+        while !self.is_empty() {
+            let count = self.bytes.min(ZEROES.len());
+            // `count` bytes are there.
+            let _ = self.write(&ZEROES[..count]);
+        }
+    }
+
     /// Splits the next `count` bytes off.
     ///
     /// # Errors

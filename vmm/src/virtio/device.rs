@@ -49,6 +49,15 @@ pub trait VirtioDevice: Send {
     fn reset(&mut self);
 }
 
+/// Answers a read of a configuration space whose contents are `config`, as
+/// [`VirtioDevice::read_config`] is to.
+pub fn copy_config(config: &[u8], offset: u64, data: &mut [u8]) {
+    let start = usize::try_from(offset).map_or(config.len(), |offset| offset.min(config.len()));
+    let count = data.len().min(config.len() - start);
+    data[..count].copy_from_slice(&config[start..start + count]);
+    data[count..].fill(0);
+}
+
 /// What a device gets to work with.
 #[derive(Debug)]
 pub struct ActivateContext {
