@@ -1,0 +1,102 @@
+//! The container's control group (cgroup v2): everything that runs in the container runs in it, the
+//! agent outside.
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use rustix::{
+    fs::{Mode, OFlags, mkdirat, openat},
+    mount::MountAttrFlags,
+};
+
+use crate::mount;
+
+/// Name below the root group.
+const NAME: &str = "container";
+
+/// The container's group.
+pub struct Cgroup {
+    folder: OwnedFd,
+}
+
+impl Cgroup {
+    /// Makes the group, with every controller that the kernel has.
+    ///
+    /// # Errors
+    ///
+    /// Those of the kernel.
+    pub fn create() -> io::Result<Self> {
+        // nsdelegate: a namespace's root group belongs to whoever made the namespace, so that a
+        // privileged container cannot lift its own limits.
+        let hierarchy = mount::create("cgroup2", &[("nsdelegate", None)], MountAttrFlags::empty())?;
+        let available = read(hierarchy.as_fd(), "cgroup.controllers")?;
+        let enable: String = available
+            .split_whitespace()
+            .map(|name| format!("+{name} "))
+            .collect();
+        write(hierarchy.as_fd(), "cgroup.subtree_control", &enable)?;
+        mkdirat(&hierarchy, NAME, Mode::from_raw_mode(0o755))?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self {
+            folder: openat(&hierarchy, NAME, flags, Mode::empty())?,
+        })
+    }
+
+    /// Its folder, for clone3(2).
+    pub fn folder(&self) -> BorrowedFd<'_> {
+        self.folder.as_fd()
+    }
+
+    /// Whether the kernel's OOM killer has ended a process of the group or below it, for its own
+    /// limit or because the machine's memory was used up.
+    pub fn oom_killed(&self) -> bool {
+        read(self.folder.as_fd(), "memory.events").is_ok_and(|events| has_oom_kill(&events))
+    }
+}
+
+fn has_oom_kill(events: &str) -> bool {
+    events
+        .lines()
+        .filter_map(|line| line.strip_prefix("oom_kill "))
+        .any(|count| count.trim() != "0")
+}
+
+fn read(folder: BorrowedFd<'_>, name: &str) -> io::Result<String> {
+    let mut text = String::new();
+    let file = openat(
+        folder,
+        name,
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    File::from(file).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn write(folder: BorrowedFd<'_>, name: &str, text: &str) -> io::Result<()> {
+    let file = openat(
+        folder,
+        name,
+        OFlags::WRONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    File::from(file).write_all(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a49_an_oom_kill_is_told_from_mere_pressure() {
+        assert!(!has_oom_kill(
+            "low 0\nhigh 3\nmax 12\noom 4\noom_kill 0\noom_group_kill 0\n"
+        ));
+        assert!(has_oom_kill(
+            "low 0\nhigh 0\nmax 0\noom 1\noom_kill 2\noom_group_kill 0\n"
+        ));
+    }
+}
