@@ -3,10 +3,17 @@
 //! Nothing outside this folder prints, parses arguments or chooses exit codes.
 
 mod completions;
+mod images;
+mod load;
+mod rmi;
+mod units;
 
 use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use comfy_table::{Table, presets};
+
+use crate::{image::store::Store, state_root};
 
 /// Exit code of pillbug's own failures, as Docker's.
 const OWN_FAILURE: u8 = 125;
@@ -27,7 +34,22 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Load(load::LoadArgs),
+    Images(images::ImagesArgs),
+    Rmi(rmi::RmiArgs),
+    #[command(subcommand)]
+    Image(ImageVerb),
     Completions(completions::CompletionsArgs),
+}
+
+/// Manage images
+#[derive(Debug, Subcommand)]
+enum ImageVerb {
+    #[command(visible_alias = "list")]
+    Ls(images::ImagesArgs),
+    Load(load::LoadArgs),
+    #[command(visible_alias = "remove")]
+    Rm(rmi::RmiArgs),
 }
 
 /// The whole command: parses the process's arguments, runs the verb, reports an error.
@@ -47,12 +69,38 @@ fn command_line(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         }
     };
     let result = match verb {
+        Verb::Load(arguments) | Verb::Image(ImageVerb::Load(arguments)) => load::run(&arguments),
+        Verb::Images(arguments) | Verb::Image(ImageVerb::Ls(arguments)) => images::run(&arguments),
+        Verb::Rmi(arguments) | Verb::Image(ImageVerb::Rm(arguments)) => rmi::run(&arguments),
         Verb::Completions(arguments) => completions::run(&arguments),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("pillbug: {}", escape(&format!("{error:#}")));
+        report(&error);
         ExitCode::from(OWN_FAILURE)
     })
+}
+
+/// This user's images.
+fn image_store() -> anyhow::Result<Store> {
+    Ok(Store::open(&state_root::locate()?)?)
+}
+
+/// Prints an error and its causes in one line.
+fn report(error: &anyhow::Error) {
+    eprintln!("pillbug: {}", escape(&format!("{error:#}")));
+}
+
+/// Rows below a head, in columns as wide as they need to be.
+fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_header(head)
+        .add_rows(rows);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 3));
+    }
+    table.trim_fmt()
 }
 
 /// Text that may come from an image or a guest, with control characters made visible, so that it

@@ -4,6 +4,7 @@
 //! the resources, starts the VMM process and listens to it. Knows no images, only files; and no
 //! messages of the guest, only connections.
 
+pub mod disk;
 mod initramfs;
 pub mod kernel;
 mod lower;

@@ -1,4 +1,4 @@
-//! The image store: one folder of plain files, the only truth that processes share about images.
+//! The image store: the folder `images` of the state folder, plain files, the only truth that processes share about images.
 //!
 //! ```text
 //! blobs/<algorithm>/<hex>     what was loaded or pulled, byte for byte
@@ -146,19 +146,23 @@ struct Lock {
 }
 
 impl Store {
-    /// Opens the store in `root`, made if it is missing, and removes what interrupted operations left in it.
+    /// Opens the store in the folder `images` of `state_root`, made if it is missing, and removes what interrupted
+    /// operations left in it.
     ///
     /// # Errors
     ///
     /// [`StoreError::Folder`] where the store or a folder in it belongs to another user, is open to others or
     /// is a symbolic link.
-    pub fn open(root: &Path) -> Result<Self, StoreError> {
-        private_folder(root).map_err(StoreError::Folder)?;
+    pub fn open(state_root: &Path) -> Result<Self, StoreError> {
+        let root = state_root.join("images");
+        for folder in [state_root, &root] {
+            private_folder(folder).map_err(StoreError::Folder)?;
+        }
         let kinds = [Kind::Blobs, Kind::Layers, Kind::Rootfs, Kind::Images].map(Kind::folder);
         for folder in kinds.into_iter().chain(["names", "temp"]) {
             private_folder(&root.join(folder)).map_err(StoreError::Folder)?;
         }
-        let store = Self { root: root.into() };
+        let store = Self { root };
         store.clean()?;
         Ok(store)
     }

@@ -1,0 +1,55 @@
+//! `pillbug load`: images from an archive or a layout into the store.
+
+use std::{
+    io::{self, IsTerminal},
+    os::fd::AsFd,
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::bail;
+use clap::Args;
+
+use crate::image::load::Input;
+
+const EXAMPLES: &str = "\
+Examples:
+  pillbug load -i busybox.tar           an OCI archive or what `docker save` wrote
+  docker save nginx | pillbug load      the same from standard input
+  pillbug load -i ./layout              an OCI layout folder
+
+Archives may be compressed with gzip or zstd. An image for this machine is chosen where there are several. Images
+that come without a name are shown with their IDs.";
+
+/// Load images from an archive or an OCI layout
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct LoadArgs {
+    /// Archive or layout folder to read instead of standard input
+    #[arg(short, long, value_name = "FILE")]
+    input: Option<PathBuf>,
+    /// Print nothing
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Loads and says what was loaded.
+pub fn run(arguments: &LoadArgs) -> anyhow::Result<ExitCode> {
+    let input = match &arguments.input {
+        Some(path) => Input::Path(path),
+        None if io::stdin().is_terminal() => {
+            bail!("nothing to load: name an archive with -i, or redirect standard input")
+        }
+        None => Input::Stream(io::stdin().as_fd().try_clone_to_owned()?.into()),
+    };
+    let loaded = super::image_store()?.load(input, &|_| {})?;
+    if !arguments.quiet {
+        for image in loaded {
+            match image.reference {
+                Some(reference) => println!("Loaded image: {}", reference.familiar()),
+                None => println!("Loaded image ID: {}", image.id),
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

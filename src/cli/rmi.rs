@@ -1,0 +1,43 @@
+//! `pillbug rmi`: images out of the store.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::image::store::Removed;
+
+const EXAMPLES: &str = "\
+Examples:
+  pillbug rmi busybox                   the name, and the image when it was its last
+  pillbug rmi -f 3f57d9401f8d           the image with all its names";
+
+/// Remove images
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct RmiArgs {
+    /// Names or IDs of images
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+    /// Remove an image by its ID though it has several names
+    #[arg(short, long)]
+    force: bool,
+}
+
+/// Removes each image; goes on after a failure, as Docker does.
+pub fn run(arguments: &RmiArgs) -> anyhow::Result<ExitCode> {
+    let store = super::image_store()?;
+    let mut code = ExitCode::SUCCESS;
+    for name in &arguments.images {
+        match store.remove(name, arguments.force) {
+            Ok(removed) => removed.iter().for_each(|removed| match removed {
+                Removed::Untagged(reference) => println!("Untagged: {}", reference.familiar()),
+                Removed::Deleted(id) => println!("Deleted: {id}"),
+            }),
+            Err(error) => {
+                super::report(&error.into());
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(code)
+}
