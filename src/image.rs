@@ -5,6 +5,7 @@
 
 pub mod archive;
 pub mod digest;
+pub mod erofs;
 pub mod import;
 pub mod layer;
 pub mod layout;

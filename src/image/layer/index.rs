@@ -7,6 +7,8 @@ use std::io::{self, Seek, SeekFrom, Write};
 
 use serde::{Deserialize, Serialize};
 
+use super::sparse::{BLOCK, MAX_CHUNK_BITS, MAX_CHUNKS};
+
 /// Magic and version; the version moves with any change to the records below.
 const MAGIC: &[u8; 8] = b"pbindex\x01";
 /// Magic, number of entries, number of blocks of `data`.
@@ -20,6 +22,37 @@ pub struct Entry<'a> {
     /// What the layer says about that path.
     #[serde(borrow)]
     pub change: Change<'a>,
+}
+
+impl Entry<'_> {
+    /// Whether everything that others count on holds, as it does for each entry that was written.
+    fn is_sound(&self) -> bool {
+        let components = self.path.split(|&byte| byte == b'/');
+        let named = self.path.is_empty()
+            || components
+                .map(<[u8]>::len)
+                .all(|length| (1..=255).contains(&length));
+        let Change::Inode(inode) = &self.change else {
+            return named;
+        };
+        let content = match &inode.content {
+            Content::Inline(bytes) | Content::Symlink(bytes) => bytes.len() <= BLOCK as usize,
+            Content::Sparse {
+                size,
+                chunk_bits,
+                runs,
+            } => {
+                (12..=MAX_CHUNK_BITS).contains(chunk_bits)
+                    && size.div_ceil(1 << chunk_bits) <= MAX_CHUNKS
+                    && runs.iter().all(|run| {
+                        let end = u64::from(run.chunk) + u64::from(run.count);
+                        end <= size.div_ceil(1 << chunk_bits)
+                    })
+            }
+            _ => true,
+        };
+        named && content && inode.mode <= 0o7777
+    }
 }
 
 /// What a layer does to a path.
@@ -238,8 +271,9 @@ impl<'a> Iterator for Reader<'a> {
             let trailing = !std::mem::take(&mut self.rest).is_empty();
             return trailing.then_some(Err(IndexError::Record(self.read)));
         }
-        let record = postcard::take_from_bytes(self.rest);
-        let Ok((entry, rest)) = record else {
+        let record = postcard::take_from_bytes(self.rest).ok();
+        let sound = record.filter(|(entry, _): &(Entry<'_>, _)| entry.is_sound());
+        let Some((entry, rest)) = sound else {
             self.entries = self.read;
             self.rest = &[];
             return Some(Err(IndexError::Record(self.read)));

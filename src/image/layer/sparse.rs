@@ -8,9 +8,9 @@ pub const BLOCK: u64 = 4096;
 /// Most extents of one file, so that a map takes at most 4 MiB of memory.
 pub const MAX_EXTENTS: usize = 1 << 18;
 /// Most chunks of one file; larger files get larger chunks.
-const MAX_CHUNKS: u64 = 1 << 18;
+pub const MAX_CHUNKS: u64 = 1 << 18;
 /// Largest chunk that the format can say: 2^31 blocks.
-const MAX_CHUNK_BITS: u8 = 12 + 31;
+pub const MAX_CHUNK_BITS: u8 = 12 + 31;
 
 /// A piece of a sparse file that is not a hole, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
