@@ -11,7 +11,7 @@ mod lower;
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, IoSlice, IoSliceMut, Write},
+    io::{self, IoSlice, IoSliceMut, Seek, Write},
     mem::MaybeUninit,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -341,6 +341,7 @@ fn guest_memory(bytes: u64) -> io::Result<OwnedFd> {
 fn initramfs() -> io::Result<OwnedFd> {
     let mut file = File::from(memfd_create("initramfs", MFdFlags::MFD_CLOEXEC)?);
     file.write_all(initramfs::INITRAMFS)?;
+    file.rewind()?;
     Ok(file.into())
 }
 
