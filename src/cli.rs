@@ -2,18 +2,23 @@
 //!
 //! Nothing outside this folder prints, parses arguments or chooses exit codes.
 
+mod bench;
 mod completions;
+mod doctor;
 mod images;
 mod load;
+mod ps;
+mod rm;
 mod rmi;
+mod run;
 mod units;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{ffi::OsString, io, os::fd::AsFd, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use comfy_table::{Table, presets};
 
-use crate::{image::store::Store, state_root};
+use crate::{image::store::Store, sandbox::VMM_PROCESS, state_root};
 
 /// Exit code of pillbug's own failures, as Docker's.
 const OWN_FAILURE: u8 = 125;
@@ -34,6 +39,11 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Run(Box<run::RunArgs>),
+    Ps(ps::PsArgs),
+    Rm(rm::RmArgs),
+    Doctor(doctor::DoctorArgs),
+    Bench(bench::BenchArgs),
     Load(load::LoadArgs),
     Images(images::ImagesArgs),
     Rmi(rmi::RmiArgs),
@@ -55,7 +65,22 @@ enum ImageVerb {
 /// The whole command: parses the process's arguments, runs the verb, reports an error.
 #[must_use]
 pub fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    if arguments.nth(1).is_some_and(|verb| verb == *VMM_PROCESS) {
+        return vmm_process();
+    }
     command_line(std::env::args_os())
+}
+
+/// The process of one virtual machine; its control socket is its standard input.
+fn vmm_process() -> ExitCode {
+    match io::stdin().as_fd().try_clone_to_owned() {
+        Ok(control) => vmm::process::run(control),
+        Err(error) => {
+            eprintln!("pillbug: no control socket: {error}");
+            ExitCode::from(OWN_FAILURE)
+        }
+    }
 }
 
 fn command_line(arguments: impl Iterator<Item = OsString>) -> ExitCode {
@@ -69,6 +94,11 @@ fn command_line(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         }
     };
     let result = match verb {
+        Verb::Run(arguments) => run::run(*arguments),
+        Verb::Ps(arguments) => ps::run(&arguments),
+        Verb::Rm(arguments) => rm::run(&arguments),
+        Verb::Doctor(arguments) => doctor::run(&arguments),
+        Verb::Bench(arguments) => bench::run(arguments),
         Verb::Load(arguments) | Verb::Image(ImageVerb::Load(arguments)) => load::run(&arguments),
         Verb::Images(arguments) | Verb::Image(ImageVerb::Ls(arguments)) => images::run(&arguments),
         Verb::Rmi(arguments) | Verb::Image(ImageVerb::Rm(arguments)) => rmi::run(&arguments),

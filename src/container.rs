@@ -4,7 +4,13 @@
 //! other.
 
 pub mod capability;
+mod create;
+pub mod error;
 pub mod name;
 pub mod options;
 pub mod process;
+pub mod run;
 pub mod state;
+pub mod timeline;
+
+pub use create::create_and_run;

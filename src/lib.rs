@@ -4,8 +4,10 @@
 #![forbid(unsafe_code)]
 
 pub mod agent_client;
+pub mod bench;
 pub mod cli;
 pub mod container;
+pub mod host;
 pub mod image;
 pub mod sandbox;
 pub mod state_root;

@@ -9,7 +9,6 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
-    sync::Arc,
     thread::{self, JoinHandle},
 };
 
@@ -135,12 +134,11 @@ fn copy_input(input: &mut File, mut connection: &UnixStream) -> io::Result<()> {
 #[derive(Debug)]
 pub struct Output {
     thread: JoinHandle<io::Result<()>>,
-    connection: Arc<UnixStream>,
 }
 
 impl Output {
     /// Carries what the guest writes to `sink` until the guest ends the stream, or the sink takes no
-    /// more: then the connection is shut, so that the guest's writer learns of it. Drops `done` at
+    /// more: then the connection is closed, so that the guest's writer learns of it. Drops `done` at
     /// the end.
     ///
     /// # Errors
@@ -151,37 +149,21 @@ impl Output {
         mut sink: impl Write + Send + 'static,
         done: D,
     ) -> io::Result<Self> {
-        let connection = Arc::new(connection);
-        let thread = thread::Builder::new().name("output".into()).spawn({
-            let connection = Arc::clone(&connection);
-            move || {
+        let thread = thread::Builder::new()
+            .name("output".into())
+            .spawn(move || {
                 let result = copy_output(&connection, &mut sink);
-                // Also where the connection failed: the other side may still be there.
-                let _ = connection.shutdown(Shutdown::Both);
-                drop(done);
+                drop((connection, done));
                 result
-            }
-        })?;
-        Ok(Self { thread, connection })
-    }
-
-    /// Ends a stream of which the guest should have said long ago that it is over. What has arrived is
-    /// still delivered; a sink that is slow to take it is waited for.
-    ///
-    /// # Errors
-    ///
-    /// The sink's, but for a closed pipe: whoever closed it wanted no more.
-    pub fn finish(self) -> io::Result<()> {
-        // Fails where it is closed already, which is as good. What is queued is still read.
-        let _ = self.connection.shutdown(Shutdown::Read);
-        self.join()
+            })?;
+        Ok(Self { thread })
     }
 
     /// Waits for the end of the stream.
     ///
     /// # Errors
     ///
-    /// As [`Output::finish`].
+    /// The sink's, but for a closed pipe: whoever closed it wanted no more.
     pub fn join(self) -> io::Result<()> {
         match self.thread.join() {
             Ok(Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
@@ -269,16 +251,5 @@ mod tests {
         assert!(ended.recv().is_err());
         output.join().unwrap();
         assert_eq!(guest.read(&mut [0]).unwrap(), 0);
-    }
-
-    #[test]
-    fn a16_a_stream_that_never_ends_is_ended_after_what_has_arrived() {
-        let (ours, mut guest) = UnixStream::pair().unwrap();
-        let (mut reader, writer) = io::pipe().unwrap();
-        guest.write_all(b"before").unwrap();
-        Output::carry(ours, writer, ()).unwrap().finish().unwrap();
-        let mut received = Vec::new();
-        reader.read_to_end(&mut received).unwrap();
-        assert_eq!(received, b"before");
     }
 }

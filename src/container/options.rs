@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
 
-use protocol::{Mount, Resource, Rlimit};
+use protocol::{Mount, Resource, Rlimit, WindowSize};
 use vmm::VmConfig;
 
 /// A request to create a container.
@@ -46,8 +46,8 @@ pub struct Options {
     pub remove: bool,
     /// Connect standard input.
     pub interactive: bool,
-    /// Give the process a terminal.
-    pub terminal: bool,
+    /// Give the process a terminal of this size.
+    pub terminal: Option<WindowSize>,
     /// Guest kernel to boot in place of the installed one.
     pub kernel: Option<PathBuf>,
     /// Where the guest kernel's serial console goes, for debugging.

@@ -3,7 +3,7 @@
 //! A pure function: nothing is looked up on the host, and users and programs are resolved in the guest.
 
 use oci_spec::image::Config;
-use protocol::{Capabilities, HostEntry, Process, Setup, Upper, WindowSize};
+use protocol::{Capabilities, HostEntry, Process, Setup, Upper};
 
 use super::{
     capability::{self, UnknownCapability},
@@ -41,12 +41,7 @@ pub enum ProcessError {
 /// # Errors
 ///
 /// [`ProcessError`]: no command, or a value that no Linux process can have.
-pub fn process(
-    image: &Config,
-    options: &Options,
-    hostname: &str,
-    terminal: Option<WindowSize>,
-) -> Result<Process, ProcessError> {
+pub fn process(image: &Config, options: &Options, hostname: &str) -> Result<Process, ProcessError> {
     let process = Process {
         args: arguments(image, options)?,
         env: environment(image, options, hostname),
@@ -57,7 +52,7 @@ pub fn process(
             .or_else(|| image.user().clone())
             .unwrap_or_default(),
         additional_groups: Vec::new(),
-        terminal,
+        terminal: options.terminal,
         capabilities: capabilities(options)?,
         no_new_privileges: false,
         rlimits: options.ulimits.clone(),
@@ -82,8 +77,12 @@ pub fn setup(options: &Options, hostname: &str, upper: Upper) -> Setup {
     }
 }
 
-/// An entry point given by the user resets the image's command.
-fn arguments(image: &Config, options: &Options) -> Result<Vec<String>, ProcessError> {
+/// Program and arguments; an entry point given by the user resets the image's command.
+///
+/// # Errors
+///
+/// [`ProcessError::NoCommand`].
+pub fn arguments(image: &Config, options: &Options) -> Result<Vec<String>, ProcessError> {
     let (entrypoint, image_command) = match &options.entrypoint {
         Some(given) => (given.clone(), Vec::new()),
         None => (
@@ -115,7 +114,7 @@ fn environment(image: &Config, options: &Options, hostname: &str) -> Vec<String>
         }
     };
     set("HOSTNAME", Some(hostname));
-    if options.terminal {
+    if options.terminal.is_some() {
         set("TERM", Some("xterm"));
     }
     for variable in image.env().iter().flatten() {
@@ -198,7 +197,7 @@ mod tests {
     }
 
     fn merged(options: &Options) -> Process {
-        process(&image(), options, "host", None).unwrap()
+        process(&image(), options, "host").unwrap()
     }
 
     #[test]
@@ -227,7 +226,7 @@ mod tests {
             ..Options::default()
         };
         assert_eq!(
-            process(&image(), &options, "h", None),
+            process(&image(), &options, "h"),
             Err(ProcessError::NoCommand)
         );
     }
@@ -256,7 +255,7 @@ mod tests {
             working_directory: Some("a".into()),
             ..Options::default()
         };
-        let error = process(&image(), &options, "h", None).unwrap_err();
+        let error = process(&image(), &options, "h").unwrap_err();
         assert_eq!(error, ProcessError::WorkingDirectory("a".into()));
     }
 
@@ -267,7 +266,7 @@ mod tests {
             ..Options::default()
         };
         assert_eq!(
-            process(&image(), &options, "h", None),
+            process(&image(), &options, "h"),
             Err(ProcessError::Nul("an argument"))
         );
         let options = Options {
@@ -275,7 +274,7 @@ mod tests {
             ..Options::default()
         };
         assert!(matches!(
-            process(&image(), &options, "h", None),
+            process(&image(), &options, "h"),
             Err(ProcessError::TooLong(_))
         ));
     }

@@ -95,7 +95,7 @@ pub enum StateError {
     NotFound(String),
     #[error("{prefix:?} is the start of more than one container's ID")]
     Ambiguous { prefix: String },
-    #[error("container {0} is running: stop it first, or use -f")]
+    #[error("container {0} is running: end it first")]
     Running(String),
     #[error("cannot make a container ID")]
     Random(#[source] getrandom::Error),
