@@ -208,8 +208,8 @@ pub enum Resource {
     Stack,
 }
 
-/// Streams that the agent connects, each with its token. `None` for stdin is `/dev/null`; for an
-/// output, the output is read and dropped.
+/// Streams that the agent connects, each with its token. Where there is none, the process has
+/// `/dev/null`, or its terminal's output is dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stdio {
     /// Host to guest.
