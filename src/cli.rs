@@ -13,8 +13,14 @@ mod rmi;
 mod run;
 mod units;
 
-use std::{ffi::OsString, io, os::fd::AsFd, process::ExitCode};
+use std::{
+    ffi::OsString,
+    io::{self, Write},
+    os::fd::AsFd,
+    process::ExitCode,
+};
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use comfy_table::{Table, presets};
 
@@ -113,6 +119,20 @@ fn command_line(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 /// This user's images.
 fn image_store() -> anyhow::Result<Store> {
     Ok(Store::open(&state_root::locate()?)?)
+}
+
+/// Prints what a verb found. Somebody who has read enough and closed the pipe is no failure.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut output = io::stdout().lock();
+    match output
+        .write_all(text.as_bytes())
+        .and_then(|()| output.flush())
+    {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write the output")
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Prints an error and its causes in one line.

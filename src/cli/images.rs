@@ -1,6 +1,6 @@
 //! `pillbug images`: what is in the image store.
 
-use std::{process::ExitCode, time::Duration};
+use std::{collections::HashSet, process::ExitCode, time::Duration};
 
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
@@ -81,7 +81,7 @@ pub fn run(arguments: &ImagesArgs) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    print(&lines, arguments)?;
+    super::print(&render(&lines, arguments)?)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -144,19 +144,20 @@ fn line(
     }
 }
 
-fn print(lines: &[Line], arguments: &ImagesArgs) -> anyhow::Result<()> {
+fn render(lines: &[Line], arguments: &ImagesArgs) -> anyhow::Result<String> {
+    let mut text = String::new();
     if arguments.quiet {
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         for line in lines.iter().filter(|line| seen.insert(&line.id)) {
-            println!("{}", line.id);
+            text.extend([&line.id, "\n"]);
         }
-        return Ok(());
+        return Ok(text);
     }
     if arguments.format == Format::Json {
         for line in lines {
-            println!("{}", serde_json::to_string(line)?);
+            text.extend([&serde_json::to_string(line)?, "\n"]);
         }
-        return Ok(());
+        return Ok(text);
     }
     let mut head = vec!["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"];
     if arguments.digests {
@@ -175,6 +176,5 @@ fn print(lines: &[Line], arguments: &ImagesArgs) -> anyhow::Result<()> {
         }
         row.into_iter().cloned().collect()
     });
-    println!("{}", table(&head, rows));
-    Ok(())
+    Ok(table(&head, rows) + "\n")
 }

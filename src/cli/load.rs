@@ -44,12 +44,11 @@ pub fn run(arguments: &LoadArgs) -> anyhow::Result<ExitCode> {
     };
     let loaded = super::image_store()?.load(input, &|_| {})?;
     if !arguments.quiet {
-        for image in loaded {
-            match image.reference {
-                Some(reference) => println!("Loaded image: {}", reference.familiar()),
-                None => println!("Loaded image ID: {}", image.id),
-            }
-        }
+        let lines = loaded.iter().map(|image| match &image.reference {
+            Some(reference) => format!("Loaded image: {}\n", reference.familiar()),
+            None => format!("Loaded image ID: {}\n", image.id),
+        });
+        super::print(&lines.collect::<String>())?;
     }
     Ok(ExitCode::SUCCESS)
 }

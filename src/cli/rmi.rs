@@ -29,10 +29,13 @@ pub fn run(arguments: &RmiArgs) -> anyhow::Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     for name in &arguments.images {
         match store.remove(name, arguments.force) {
-            Ok(removed) => removed.iter().for_each(|removed| match removed {
-                Removed::Untagged(reference) => println!("Untagged: {}", reference.familiar()),
-                Removed::Deleted(id) => println!("Deleted: {id}"),
-            }),
+            Ok(removed) => {
+                let lines = removed.iter().map(|removed| match removed {
+                    Removed::Untagged(reference) => format!("Untagged: {}\n", reference.familiar()),
+                    Removed::Deleted(id) => format!("Deleted: {id}\n"),
+                });
+                super::print(&lines.collect::<String>())?;
+            }
             Err(error) => {
                 super::report(&error.into());
                 code = ExitCode::FAILURE;

@@ -150,7 +150,7 @@ impl Archive {
                 return Err(ArchiveError::TooManyMembers);
             }
         }
-        let file = match walk.into_input() {
+        let file = match walk.into_input().map_err(ArchiveError::Read)? {
             Input::File(file) => Some(file),
             Input::Stream(_) => None,
         };

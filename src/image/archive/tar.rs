@@ -82,9 +82,13 @@ impl Members {
         })
     }
 
-    /// The input again.
-    pub fn into_input(self) -> Input {
-        self.input
+    /// The input again. What follows a stream's last member is read, so that whoever writes it can finish, and a
+    /// compressed one is seen to be whole.
+    pub fn into_input(mut self) -> io::Result<Input> {
+        if let Input::Stream(stream) = &mut self.input {
+            io::copy(stream, &mut io::sink())?;
+        }
+        Ok(self.input)
     }
 
     /// The next member; [`Members::content`] then reads it. A name that is no UTF-8 comes out altered.
@@ -174,7 +178,12 @@ impl Members {
             return Ok(None);
         }
         if filled < bytes.len() {
-            return Err(truncated());
+            let is_first = self.position < BLOCK;
+            return Err(if is_first {
+                not_a_tar_file()
+            } else {
+                truncated()
+            });
         }
         // The checksum field itself counts as spaces.
         let sum: u32 = bytes[..148]
@@ -184,7 +193,7 @@ impl Members {
             .sum::<u32>()
             + 8 * 32;
         if header.cksum().ok() != Some(sum) {
-            return Err(invalid("not a tar file, or a damaged one"));
+            return Err(not_a_tar_file());
         }
         Ok(Some(header))
     }
@@ -279,6 +288,10 @@ fn text(bytes: &[u8]) -> String {
 
 fn truncated() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the archive is truncated")
+}
+
+fn not_a_tar_file() -> io::Error {
+    invalid("not a tar file, or a damaged one")
 }
 
 fn invalid(what: &'static str) -> io::Error {

@@ -173,14 +173,22 @@ pub fn publish(from: &Path, to: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Gives a file its second name `to`, unless something has it already. Locks that others hold on what is
-/// there stay meaningful, which a rename over it would take from them.
-pub fn publish_once(from: &Path, to: &Path) -> Result<(), FileError> {
+/// Gives a file its second name `to` and says so, unless something has that name already. Locks that others hold
+/// on what is there stay meaningful, which a rename over it would take from them.
+pub fn publish_once(from: &Path, to: &Path) -> Result<bool, FileError> {
     match fs::hard_link(from, to) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(FileError::Create(to.into(), error))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(source) => Err(FileError::Create(to.into(), source)),
+    }
+}
+
+/// Keeps the file that is at `path`, if there is one, under the new name `kept` as well, and says so.
+pub fn keep(path: &Path, kept: &Path) -> Result<bool, FileError> {
+    match fs::hard_link(path, kept) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(FileError::Create(kept.into(), source)),
     }
 }
 

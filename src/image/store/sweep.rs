@@ -124,6 +124,12 @@ impl Store {
         Ok(record.config)
     }
 
+    /// Sweeps as soon as nobody adds anything.
+    pub(super) fn sweep_all(&self) -> Result<(), StoreError> {
+        let lock = self.lock_exclusive()?;
+        self.sweep(&lock)
+    }
+
     /// Removes all content that no image and no running operation needs. Files that are open elsewhere live on
     /// there.
     fn sweep(&self, _lock: &Lock) -> Result<(), StoreError> {

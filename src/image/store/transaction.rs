@@ -16,6 +16,8 @@ use std::{
     },
 };
 
+use serde::Serialize;
+
 use super::{
     Kind, NameRecord, Record, Store, StoreError,
     files::{self, FileError},
@@ -123,11 +125,40 @@ impl<'s> Transaction<'s> {
         self.names.push((reference, record));
     }
 
-    /// Makes everything of this operation visible, content first, names last. After an error nothing is visible
-    /// that was not before, but that some names may have moved already.
+    /// Makes everything of this operation visible, content first, names last. After an error the store is as it was.
     pub fn commit(self) -> Result<(), StoreError> {
         let store = self.store;
-        let _lock = store.lock_shared()?;
+        let mut undo = Vec::new();
+        let committed = {
+            let _lock = store.lock_shared()?;
+            let committed = self.publish(&mut undo);
+            if committed.is_err() {
+                // The first error is the one to tell; what stays of a record or a name is still whole.
+                for step in undo.into_iter().rev() {
+                    let _ = step.take_back();
+                }
+            }
+            committed
+        };
+        drop(self);
+        if committed.is_err() {
+            let _ = store.sweep_all();
+        }
+        Ok(committed?)
+    }
+
+    fn publish(&self, undo: &mut Vec<Undo>) -> Result<(), FileError> {
+        // Everything that needs space comes before anything that shows.
+        let records = self.prepare(
+            self.records
+                .iter()
+                .map(|(manifest, record)| (Kind::Images.place(manifest), record)),
+        )?;
+        let names = self.prepare(
+            self.names
+                .iter()
+                .map(|(name, record)| (names::place(name), record)),
+        )?;
         let staged =
             std::mem::take(&mut *self.staged.lock().unwrap_or_else(PoisonError::into_inner));
         let mut changed = BTreeSet::new();
@@ -136,24 +167,41 @@ impl<'s> Transaction<'s> {
             let to = self.target(&place, &mut changed)?;
             files::publish(&self.folder.join(&place), &to)?;
         }
-        sync_all(&changed)?;
-        changed.clear();
-        for (manifest, record) in &self.records {
-            let to = self.target(&Kind::Images.place(manifest), &mut changed)?;
-            let from = self.new_path();
-            files::write_record(&from, record)?;
-            files::publish_once(&from, &to)?;
+        sync_all(&mut changed)?;
+        for (from, place) in records {
+            let to = self.target(&place, &mut changed)?;
+            if files::publish_once(&from, &to)? {
+                undo.push(Undo::Remove(to));
+            }
         }
-        sync_all(&changed)?;
-        changed.clear();
-        for (reference, record) in &self.names {
-            let to = self.target(&names::place(reference), &mut changed)?;
-            let from = self.new_path();
-            files::write_record(&from, record)?;
+        sync_all(&mut changed)?;
+        for (from, place) in names {
+            let to = self.target(&place, &mut changed)?;
+            let before = self.new_path();
+            undo.push(match files::keep(&to, &before)? {
+                true => Undo::PutBack {
+                    before,
+                    to: to.clone(),
+                },
+                false => Undo::Remove(to.clone()),
+            });
             files::replace(&from, &to)?;
         }
-        sync_all(&changed)?;
-        Ok(())
+        sync_all(&mut changed)
+    }
+
+    /// Writes records aside, and gives where each is and where it goes.
+    fn prepare<'r, R: Serialize + 'r>(
+        &self,
+        records: impl Iterator<Item = (PathBuf, &'r R)>,
+    ) -> Result<Vec<(PathBuf, PathBuf)>, FileError> {
+        records
+            .map(|(place, record)| {
+                let path = self.new_path();
+                files::write_record(&path, record)?;
+                Ok((path, place))
+            })
+            .collect()
     }
 
     /// Where something goes in the store; its folder exists and is noted to be brought to disk.
@@ -171,6 +219,23 @@ impl Drop for Transaction<'_> {
     fn drop(&mut self) {
         // What cannot be removed now the next `Store::open` removes: the lock goes with this value.
         let _ = files::remove(&self.folder);
+    }
+}
+
+/// How a step of a commit that failed later is taken back.
+enum Undo {
+    /// Nothing was there before.
+    Remove(PathBuf),
+    /// Something else was.
+    PutBack { before: PathBuf, to: PathBuf },
+}
+
+impl Undo {
+    fn take_back(self) -> Result<(), FileError> {
+        match self {
+            Self::Remove(path) => files::remove(&path),
+            Self::PutBack { before, to } => files::replace(&before, &to),
+        }
     }
 }
 
@@ -199,8 +264,10 @@ fn is_gone(error: &FileError) -> bool {
         || matches!(error, FileError::List(_, source) if source.kind() == io::ErrorKind::NotADirectory)
 }
 
-fn sync_all(folders: &BTreeSet<PathBuf>) -> Result<(), FileError> {
-    folders
-        .iter()
-        .try_for_each(|folder| files::sync_folder(folder))
+/// Brings folders to disk and forgets them.
+fn sync_all(folders: &mut BTreeSet<PathBuf>) -> Result<(), FileError> {
+    while let Some(folder) = folders.pop_first() {
+        files::sync_folder(&folder)?;
+    }
+    Ok(())
 }
