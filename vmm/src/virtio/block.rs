@@ -87,9 +87,7 @@ impl VirtioDevice for Block {
         };
         let mut poller = Poller::new().map_err(events)?;
         for queue in &context.queues {
-            poller
-                .add(queue, EventSet::IN, Token::Kick)
-                .map_err(events)?;
+            poller.add_queue(queue, Token::Kick).map_err(events)?;
         }
         let disk = self.disk.clone();
         let worker = Worker::spawn("block", move |stop| {
@@ -124,7 +122,6 @@ fn serve(disk: &Disk, poller: &Poller<Token>, mut queues: Vec<DeviceQueue>) {
                     for queue in &mut queues {
                         // An error stopped the queue for good and the driver was told: what is
                         // left is to wait for the reset.
-                        let _ = queue.clear_kick();
                         let _ = queue.serve(|chain| Some(request::answer(disk, chain)));
                     }
                 }

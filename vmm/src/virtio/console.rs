@@ -112,7 +112,7 @@ impl VirtioDevice for Console {
         let transmit = transmit.ok_or_else(|| events(io::ErrorKind::NotFound.into()))?;
         let mut poller = Poller::new().map_err(events)?;
         poller
-            .add(&transmit, EventSet::IN, Token::Transmit)
+            .add_queue(&transmit, Token::Transmit)
             .map_err(events)?;
         // Without the output where a worker could not be started before; the tail remains.
         let mut sink = self.sink.take().unwrap_or_else(|| Sink {
@@ -168,9 +168,8 @@ impl Sink {
                 Some(0)
             })?;
             for (token, _) in poller.wait()? {
-                match token {
-                    Token::Stop => return Ok(()),
-                    Token::Transmit => transmit.clear_kick()?,
+                if let Token::Stop = token {
+                    return Ok(());
                 }
             }
         }

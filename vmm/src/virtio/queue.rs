@@ -3,7 +3,6 @@
 //!
 //! It holds no requests: a chain is answered when its closure returns, in order.
 
-use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
 use virtio_queue::desc::split::Descriptor;
@@ -64,19 +63,6 @@ impl DeviceQueue {
         }
     }
 
-    /// Forgets pending kicks; to be called before [`serve`](Self::serve) when the descriptor
-    /// became readable.
-    ///
-    /// # Errors
-    ///
-    /// Those of `read(2)` but for an empty eventfd.
-    pub fn clear_kick(&self) -> io::Result<()> {
-        match self.kick.read() {
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-            _ => Ok(()),
-        }
-    }
-
     /// Hands the available chains to `handle` one by one.
     ///
     /// `handle` returns how many bytes it wrote, and the chain goes back to the driver; or `None`
@@ -94,8 +80,24 @@ impl DeviceQueue {
         &mut self,
         handle: impl FnMut(&mut Chain<'_>) -> Option<u32>,
     ) -> Result<(), QueueError> {
+        if self.serve_quietly(handle)? {
+            self.interrupt.used_buffer();
+        }
+        Ok(())
+    }
+
+    /// As [`serve`](Self::serve), but leaves it to the caller to raise the interrupt: returns whether
+    /// the driver waits for one.
+    ///
+    /// # Errors
+    ///
+    /// As [`serve`](Self::serve).
+    pub fn serve_quietly(
+        &mut self,
+        handle: impl FnMut(&mut Chain<'_>) -> Option<u32>,
+    ) -> Result<bool, QueueError> {
         if !self.queue.ready() {
-            return Ok(());
+            return Ok(false);
         }
         let result = self.serve_ready(handle);
         if result.is_err() {
@@ -108,7 +110,7 @@ impl DeviceQueue {
     fn serve_ready(
         &mut self,
         mut handle: impl FnMut(&mut Chain<'_>) -> Option<u32>,
-    ) -> Result<(), QueueError> {
+    ) -> Result<bool, QueueError> {
         let memory = &*self.memory;
         let mut budget = 2 * usize::from(self.queue.size());
         let mut used = false;
@@ -145,20 +147,16 @@ impl DeviceQueue {
                 break;
             }
         }
-        if used
+        Ok(used
             && self
                 .queue
                 .needs_notification(memory)
-                .map_err(QueueError::Ring)?
-        {
-            self.interrupt.used_buffer();
-        }
-        Ok(())
+                .map_err(QueueError::Ring)?)
     }
 }
 
 impl AsRawFd for DeviceQueue {
-    /// The descriptor that becomes readable when the driver kicks.
+    /// The eventfd that the driver kicks, for [`Poller::add_queue`](super::Poller::add_queue).
     fn as_raw_fd(&self) -> RawFd {
         self.kick.as_raw_fd()
     }
@@ -358,7 +356,7 @@ mod tests {
             .unwrap();
 
         assert_eq!(served, 8);
-        queue.clear_kick().unwrap();
+        assert_eq!(queue.kick.read().unwrap(), 1);
     }
 
     proptest! {

@@ -57,7 +57,7 @@ impl VirtioDevice for Rng {
         let requests = requests.ok_or_else(|| events(io::ErrorKind::NotFound.into()))?;
         let mut poller = Poller::new().map_err(events)?;
         poller
-            .add(&requests, EventSet::IN, Token::Requests)
+            .add_queue(&requests, Token::Requests)
             .map_err(events)?;
         let worker = Worker::spawn("rng", move |stop| {
             // The queue has told the driver where it broke it.
@@ -102,9 +102,8 @@ fn serve(
     loop {
         requests.serve(|chain| Some(fill(&mut chain.writable)))?;
         for (token, _) in poller.wait()? {
-            match token {
-                Token::Stop => return Ok(()),
-                Token::Requests => requests.clear_kick()?,
+            if let Token::Stop = token {
+                return Ok(());
             }
         }
     }

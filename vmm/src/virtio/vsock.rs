@@ -3,6 +3,7 @@
 //! Each one becomes a Unix socket pair, whose other end the [`Connector`] takes. The host opens
 //! none, and there are no sockets but streams. One worker serves the queues and all connections.
 
+mod acknowledgement;
 mod connection;
 mod mux;
 mod packet;
@@ -19,9 +20,11 @@ use vmm_sys_util::signal::block_signal;
 
 use crate::config::VsockConfig;
 
+use super::device::copy_config;
 use super::{
     ActivateContext, ActivateError, DeviceQueue, Poller, QueueError, VirtioDevice, Worker,
 };
+use acknowledgement::Acknowledgement;
 use mux::{ConnectionId, Mux};
 
 /// Takes the host's end of a new connection, with the host port that the guest wants. An error
@@ -51,6 +54,8 @@ enum Token {
     Receive,
     /// The guest sent packets.
     Transmit,
+    /// The guest has waited long enough to hear that its packets were taken.
+    Acknowledge,
     Connection(ConnectionId),
 }
 
@@ -82,10 +87,7 @@ impl VirtioDevice for Vsock {
     /// The configuration space is the guest's context ID (virtio 1.2, 5.10.4).
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let config = u64::from(self.config.guest_cid).to_le_bytes();
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        let bytes = config.get(offset..).unwrap_or_default();
-        let mut bytes = bytes.iter().copied();
-        data.fill_with(|| bytes.next().unwrap_or(0));
+        copy_config(&config, offset, data);
     }
 
     fn activate(&mut self, context: ActivateContext) -> Result<(), ActivateError> {
@@ -98,16 +100,23 @@ impl VirtioDevice for Vsock {
             return Err(events(io::ErrorKind::NotFound.into()));
         };
         let mut poller = Poller::new().map_err(events)?;
+        poller.add_queue(&receive, Token::Receive).map_err(events)?;
         poller
-            .add(&receive, EventSet::IN, Token::Receive)
+            .add_queue(&transmit, Token::Transmit)
             .map_err(events)?;
+        let acknowledgement = Acknowledgement::new(context.interrupt).map_err(events)?;
         poller
-            .add(&transmit, EventSet::IN, Token::Transmit)
+            .add(
+                acknowledgement.timer(),
+                EventSet::IN | EventSet::EDGE_TRIGGERED,
+                Token::Acknowledge,
+            )
             .map_err(events)?;
         let server = Server {
             mux: Mux::new(&self.config, self.connector.clone(), poller),
             receive,
             transmit,
+            acknowledgement,
         };
         let worker = Worker::spawn("vsock", move |stop| server.run(&stop)).map_err(|source| {
             ActivateError::SpawnWorker {
@@ -132,6 +141,7 @@ struct Server {
     mux: Mux,
     receive: DeviceQueue,
     transmit: DeviceQueue,
+    acknowledgement: Acknowledgement,
 }
 
 /// Why the worker ends.
@@ -162,11 +172,9 @@ impl Server {
             for (token, events) in self.mux.wait()? {
                 match token {
                     Token::Stop => return Ok(()),
-                    Token::Receive => self.receive.clear_kick()?,
-                    Token::Transmit => {
-                        self.transmit.clear_kick()?;
-                        has_sent = true;
-                    }
+                    Token::Receive => {}
+                    Token::Transmit => has_sent = true,
+                    Token::Acknowledge => self.acknowledgement.expire(),
                     Token::Connection(id) => self.mux.on_socket(id, events),
                 }
             }
@@ -176,18 +184,24 @@ impl Server {
     /// Takes packets of the guest while refusals do not pile up, then gives it those for it. Twice,
     /// for the second makes room for more of the first; each queue kicks itself where even that
     /// was not all.
-    fn serve_queues(&mut self, has_sent: &mut bool) -> Result<(), QueueError> {
+    fn serve_queues(&mut self, has_sent: &mut bool) -> Result<(), ServeError> {
         for _ in 0..2 {
             if *has_sent && self.mux.accepts() {
                 *has_sent = false;
-                self.transmit.serve(|chain| {
+                let mut taken = 0;
+                let is_awaited = self.transmit.serve_quietly(|chain| {
                     self.mux.receive(&mut chain.readable);
+                    taken += 1;
                     Some(0)
                 })?;
+                self.acknowledgement.owe(taken, is_awaited)?;
             }
-            if self.mux.has_packet() {
-                self.receive
-                    .serve(|chain| self.mux.transmit(&mut chain.writable))?;
+            if self.mux.has_packet()
+                && self
+                    .receive
+                    .serve_quietly(|chain| self.mux.transmit(&mut chain.writable))?
+            {
+                self.acknowledgement.give();
             }
             if !*has_sent {
                 break;

@@ -29,6 +29,15 @@ fn data_goes_both_ways() {
 }
 
 #[test]
+fn an_answer_and_the_packet_it_answers_cost_one_interrupt() {
+    let mut guest = Guest::new(4);
+    guest.post(&packet(1000, op::REQUEST));
+    guest.wait();
+    assert_eq!(guest.taken(), 1);
+    assert_eq!(guest.try_next().unwrap().0.op, op::RESPONSE);
+}
+
+#[test]
 fn guest_stops_sending_and_still_receives() {
     let mut guest = Guest::new(16);
     let mut host = guest.connect(1000);
