@@ -58,8 +58,10 @@ pub struct LayerLimits {
     pub entries: u64,
     /// Bytes of `index`: names, extended attributes and link targets.
     pub index_bytes: u64,
-    /// Uncompressed bytes for each compressed byte, judged once the archive has passed 1 GiB.
+    /// Uncompressed bytes for each compressed byte.
     pub ratio: u64,
+    /// Bytes of the uncompressed archive from which on the ratio is judged: small layers may well be nearly all zeros.
+    pub ratio_from: u64,
 }
 
 impl Default for LayerLimits {
@@ -69,6 +71,7 @@ impl Default for LayerLimits {
             entries: 2 << 20,
             index_bytes: 512 << 20,
             ratio: 200,
+            ratio_from: 1 << 30,
         }
     }
 }

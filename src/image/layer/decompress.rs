@@ -10,8 +10,6 @@ use super::{Compression, LayerError, LayerLimits};
 const READ: usize = 128 << 10;
 /// Largest zstd window, 128 MiB: what the zstd tool itself accepts unasked. It is allocated only as it fills.
 const ZSTD_WINDOW_LOG: u32 = 27;
-/// Size of the archive from which the ratio is judged: small layers may well be nearly all zeros.
-const RATIO_FROM: u64 = 1 << 30;
 
 /// Writes the archive in `blob` to `output` until either end stops.
 ///
@@ -67,7 +65,7 @@ fn pump(
         if written > limits.bytes {
             return Err(LayerError::TooLarge(limits.bytes));
         }
-        if written > RATIO_FROM && written / limits.ratio.max(1) > taken.get() {
+        if written > limits.ratio_from && written / limits.ratio.max(1) > taken.get() {
             return Err(LayerError::Ratio(limits.ratio));
         }
     }
