@@ -166,9 +166,9 @@ impl Mux {
                 self.drop_slot(id);
             } else if update_interest(&mut self.poller, id, slot).is_err() {
                 // The host has no room for one more watch.
-                let (endpoint, host_gone) = (slot.endpoint, slot.is_open);
+                let (endpoint, is_known) = (slot.endpoint, slot.is_open);
                 self.drop_slot(id);
-                if host_gone {
+                if is_known {
                     self.open.remove(&endpoint);
                     self.resets.push_back(self.reset_of(endpoint));
                 }
@@ -183,9 +183,6 @@ impl Mux {
                 continue;
             };
             slot.has_turn = false;
-            if !slot.is_open {
-                continue;
-            }
             let packet = slot.connection.next_packet(payload);
             let header = packet.map(|(op, flags, len)| {
                 let mut header = Header {
@@ -257,11 +254,23 @@ impl Mux {
             self.open.remove(&slot.endpoint);
             slot.is_open = false;
             slot.connection.detach();
+            self.drop_turn(id);
             self.touch(id);
         }
     }
 
+    /// Guests that open and end connections without ever taking a packet must not leave turns
+    /// behind.
+    fn drop_turn(&mut self, id: ConnectionId) {
+        if let Some(slot) = self.slots.get_mut(&id)
+            && std::mem::take(&mut slot.has_turn)
+        {
+            self.turns.retain(|&turn| turn != id);
+        }
+    }
+
     fn drop_slot(&mut self, id: ConnectionId) {
+        self.drop_turn(id);
         if let Some(slot) = self.slots.remove(&id)
             && slot.awaited.is_some()
         {
@@ -349,4 +358,50 @@ fn update_interest(
     }
     slot.awaited = wanted;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use vm_memory::VolatileSlice;
+
+    use super::*;
+
+    fn send(mux: &mut Mux, guest_port: u32, op: u16) {
+        let header = Header {
+            src_cid: 3,
+            dst_cid: HOST_CID,
+            src_port: guest_port,
+            dst_port: 1,
+            kind: TYPE_STREAM,
+            op,
+            ..Header::default()
+        };
+        let mut bytes = header.encode();
+        let mut packet = Buffers::default();
+        packet.push(VolatileSlice::from(&mut bytes[..]));
+        mux.receive(&mut packet);
+        mux.settle();
+    }
+
+    #[test]
+    fn a09_connections_opened_and_ended_without_taking_a_packet_leave_nothing() {
+        let config = VsockConfig {
+            guest_cid: 3,
+            host_ports: vec![1],
+        };
+        let connector = Arc::new(|_, _| Ok(()));
+        let mut mux = Mux::new(&config, connector, Poller::new().unwrap());
+        for _ in 0..3 {
+            for port in 0..10 {
+                send(&mut mux, port, op::REQUEST);
+            }
+            for port in 0..10 {
+                send(&mut mux, port, op::RST);
+            }
+        }
+        assert!(!mux.has_packet());
+        assert!(mux.slots.is_empty() && mux.open.is_empty() && mux.touched.is_empty());
+    }
 }
