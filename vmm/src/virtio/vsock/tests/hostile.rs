@@ -1,11 +1,16 @@
 //! Guests that break the protocol (acceptance 9): reset, bounded, and the device goes on.
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
 
-use super::guest::{GUEST_BUFFER, Guest, data, packet, shutdown};
+use proptest::prelude::*;
+
+use super::guest::{GUEST_BUFFER, GUEST_CID, Guest, data, packet, shutdown};
 use crate::virtio::vsock::connection::BUFFER;
 use crate::virtio::vsock::mux::MAX_CONNECTIONS;
-use crate::virtio::vsock::packet::{Header, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, op};
+use crate::virtio::vsock::packet::{
+    HOST_CID, Header, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op,
+};
 
 /// Sends on an open connection, and asserts that this resets it and the host sees its end.
 fn assert_resets_connection(header: &Header, payload: &[u8]) {
@@ -313,4 +318,86 @@ fn a09_credit_of_a_reset_connection_is_not_inherited() {
     let mut bytes = [0; 4];
     host.read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"ping");
+}
+
+/// A packet that may be anything but is mostly close to what makes sense.
+fn any_packet() -> impl Strategy<Value = (Header, Vec<u8>)> {
+    let rarely = |right: u64| prop_oneof![9 => Just(right), 1 => any::<u64>()];
+    let size = prop_oneof![4 => Just(0), 4 => 1..300_u32, 1 => any::<u32>()];
+    let ports = (
+        0..3_u32,
+        prop_oneof![8 => Just(1), 1 => Just(2), 1 => any::<u32>()],
+    );
+    let counters = (any::<u32>(), prop_oneof![4 => Just(0), 1 => any::<u32>()]);
+    (
+        rarely(GUEST_CID.into()),
+        rarely(HOST_CID),
+        ports,
+        rarely(u64::from(TYPE_STREAM)),
+        prop_oneof![9 => 1..8_u16, 1 => any::<u16>()],
+        size,
+        0..8_u32,
+        counters,
+        any::<bool>(),
+    )
+        .prop_map(
+            |(src_cid, dst_cid, ports, kind, op, len, flags, counters, honest)| {
+                let header = Header {
+                    src_cid,
+                    dst_cid,
+                    src_port: ports.0,
+                    dst_port: ports.1,
+                    len,
+                    kind: kind as u16,
+                    op,
+                    flags,
+                    buf_alloc: counters.0,
+                    fwd_cnt: counters.1,
+                };
+                let length = if honest { len.min(70_000) } else { 100 };
+                (header, vec![0x5a; length as usize])
+            },
+        )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn a09_any_packets_leave_a_device_that_works(
+        packets in proptest::collection::vec((any_packet(), 0..8_u8), 1..120),
+    ) {
+        let mut guest = Guest::new(100);
+        let mut hosts = Vec::new();
+        for ((header, payload), action) in packets {
+            guest.send(&header, &payload);
+            while guest.try_next().is_some() {}
+            hosts.extend(guest.host_end().map(|(_, host)| host));
+            match (action, hosts.pop()) {
+                (0, _) | (_, None) => {}
+                (1, Some(host)) => {
+                    let _ = host.shutdown(Shutdown::Write);
+                    hosts.push(host);
+                }
+                (2, Some(mut host)) => {
+                    host.set_nonblocking(true).unwrap();
+                    let _ = host.write(&[0xa5; 5000]);
+                    let _ = host.read(&mut [0; 5000]);
+                    hosts.insert(0, host);
+                }
+                (_, Some(host)) => hosts.insert(0, host),
+            }
+        }
+        guest.send(&packet(1000, op::REQUEST), &[]);
+        while guest.next().0.dst_port != 1000 {}
+        guest.send(&packet(1000, op::CREDIT_REQUEST), &[]);
+        // Others may still have their turns.
+        let answer = loop {
+            let header = guest.next().0;
+            if header.dst_port == 1000 {
+                break header.op;
+            }
+        };
+        prop_assert_eq!(answer, op::CREDIT_UPDATE);
+    }
 }
