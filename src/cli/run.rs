@@ -166,7 +166,7 @@ pub fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
         &mut timeline,
     );
     drop(raw);
-    match timing {
+    match timing.filter(|_| timeline.exec_ns > 0) {
         Some(TimingFormat::Table) => print_table(&timeline),
         Some(TimingFormat::Json) => eprintln!("{}", serde_json::to_string(&timeline)?),
         None => {}

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, PipeReader},
+    iter,
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
@@ -146,8 +147,16 @@ enum Stream {
     Output(OwnedFd, io::PipeWriter),
 }
 
+/// What [`Session::wait`] is to watch besides the sandbox, unknown connections and orders. What is ready and not
+/// taken in would end every wait at once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Watch {
+    Agent,
+    Outputs,
+    Nothing,
+}
+
 /// What [`Session::wait`] saw.
-#[derive(Default)]
 struct Ready {
     sandbox: bool,
     agent: bool,
@@ -205,7 +214,7 @@ impl<'a> Session<'a> {
         let mut doubt = Some(Instant::now() + DOUBT_AFTER);
         loop {
             let deadline = doubt.filter(|_| pending.is_some());
-            let Some(ready) = self.wait(Some(orders), deadline)? else {
+            let Some(ready) = self.wait(Watch::Agent, Some(orders), deadline)? else {
                 doubt = None;
                 examine_kvm()?;
                 continue;
@@ -242,8 +251,11 @@ impl<'a> Session<'a> {
         // waiting to be read; what is not there when nothing waits any more, never comes.
         let mut settled = false;
         loop {
-            let deadline = (!settled).then(Instant::now);
-            let Some(ready) = self.wait(Some(orders), deadline)? else {
+            let (watch, deadline) = match settled {
+                false => (Watch::Nothing, Some(Instant::now())),
+                true => (Watch::Outputs, None),
+            };
+            let Some(ready) = self.wait(watch, Some(orders), deadline)? else {
                 settled = true;
                 self.expected.clear();
                 continue;
@@ -256,7 +268,7 @@ impl<'a> Session<'a> {
             }
             // The VM may end meanwhile; what it said is with the streams already.
             let ended = ready.sandbox && self.hear_sandbox()?.is_some();
-            if ended || settled && ready.outputs_done {
+            if ended || ready.outputs_done {
                 break;
             }
         }
@@ -275,7 +287,7 @@ impl<'a> Session<'a> {
         agent.send(&HostMessage::PowerOff)?;
         let deadline = Instant::now() + POWER_OFF_LIMIT;
         loop {
-            match self.wait(None, Some(deadline))? {
+            match self.wait(Watch::Agent, None, Some(deadline))? {
                 None => return Err(RunError::PowerOff(POWER_OFF_LIMIT)),
                 // Its agent has nothing more to say; that it hangs up is expected.
                 Some(ready) if ready.agent => self.agent = None,
@@ -452,27 +464,28 @@ impl<'a> Session<'a> {
     /// Waits until something can be read; `None` past the deadline.
     fn wait(
         &self,
+        watch: Watch,
         orders: Option<&mut dyn Orders>,
         deadline: Option<Instant>,
     ) -> Result<Option<Ready>, RunError> {
-        let readable = |descriptor| PollFd::new(descriptor, PollFlags::POLLIN);
-        let mut watched = vec![
-            readable(self.sandbox.as_fd()),
-            readable(self.outputs_done.as_fd()),
-        ];
         let orders = orders.map(|orders| &*orders);
         let optional = [
-            self.agent.as_ref().map(AsFd::as_fd),
+            self.agent.as_ref().filter(|_| watch == Watch::Agent).map(AsFd::as_fd),
+            Some(self.outputs_done.as_fd()).filter(|_| watch == Watch::Outputs),
             orders.map(|orders| orders.as_fd()),
         ];
-        watched.extend(optional.into_iter().flatten().map(readable));
-        watched.extend(self.unknown.descriptors().map(readable));
+        let descriptors = iter::once(self.sandbox.as_fd())
+            .chain(optional.into_iter().flatten())
+            .chain(self.unknown.descriptors());
+        let mut watched: Vec<_> =
+            descriptors.map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN)).collect();
         let timeout = match deadline {
             None => PollTimeout::NONE,
             Some(deadline) => {
                 let left = deadline.saturating_duration_since(Instant::now());
                 // Rounded up, so as not to spin through the last millisecond.
-                PollTimeout::try_from(left.as_millis().div_ceil(1)).unwrap_or(PollTimeout::MAX)
+                let milliseconds = left.as_nanos().div_ceil(1_000_000);
+                PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
             }
         };
         let count = loop {
@@ -484,15 +497,13 @@ impl<'a> Session<'a> {
         if count == 0 {
             return Ok(None);
         }
-        let mut ready = watched
-            .iter()
-            .map(|descriptor| descriptor.any().unwrap_or(true));
-        let mut next = || ready.next().unwrap_or(false);
+        let mut ready = watched.iter().map(|descriptor| descriptor.any().unwrap_or(true));
+        let mut next = |watched: bool| watched && ready.next().unwrap_or(false);
         Ok(Some(Ready {
-            sandbox: next(),
-            outputs_done: next(),
-            agent: optional[0].is_some() && next(),
-            orders: optional[1].is_some() && next(),
+            sandbox: next(true),
+            agent: next(optional[0].is_some()),
+            outputs_done: next(optional[1].is_some()),
+            orders: next(optional[2].is_some()),
             unknown: ready.any(|ready| ready),
         }))
     }
