@@ -1,4 +1,5 @@
-//! Boots a kernel in a machine of its own and prints what the machine says, one event a line:
+//! Boots a kernel in a machine of its own and prints what the machine says, one event a line after
+//! the milliseconds since the start:
 //!
 //! ```text
 //! boot KERNEL INITRAMFS VCPUS MEBIBYTES COMMAND_LINE [DISK[:ro] ...]
@@ -12,6 +13,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
 
 use nix::cmsg_space;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -30,6 +32,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         let control = std::io::stdin().as_fd().try_clone_to_owned()?;
         return Ok(vmm::process::run(control));
     }
+    let started = Instant::now();
     let (config, descriptors) = machine(&arguments)?;
     let (ours, theirs) = socketpair(
         AddressFamily::Unix,
@@ -58,7 +61,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
             break;
         }
         let event: Event = serde_json::from_slice(&buffer[..length])?;
-        println!("{event:?}");
+        println!("{:9.3} {event:?}", started.elapsed().as_secs_f64() * 1e3);
         if matches!(event, Event::Ended(_)) {
             break;
         }
