@@ -470,15 +470,19 @@ impl<'a> Session<'a> {
     ) -> Result<Option<Ready>, RunError> {
         let orders = orders.map(|orders| &*orders);
         let optional = [
-            self.agent.as_ref().filter(|_| watch == Watch::Agent).map(AsFd::as_fd),
+            self.agent
+                .as_ref()
+                .filter(|_| watch == Watch::Agent)
+                .map(AsFd::as_fd),
             Some(self.outputs_done.as_fd()).filter(|_| watch == Watch::Outputs),
             orders.map(|orders| orders.as_fd()),
         ];
         let descriptors = iter::once(self.sandbox.as_fd())
             .chain(optional.into_iter().flatten())
             .chain(self.unknown.descriptors());
-        let mut watched: Vec<_> =
-            descriptors.map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN)).collect();
+        let mut watched: Vec<_> = descriptors
+            .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN))
+            .collect();
         let timeout = match deadline {
             None => PollTimeout::NONE,
             Some(deadline) => {
@@ -497,7 +501,9 @@ impl<'a> Session<'a> {
         if count == 0 {
             return Ok(None);
         }
-        let mut ready = watched.iter().map(|descriptor| descriptor.any().unwrap_or(true));
+        let mut ready = watched
+            .iter()
+            .map(|descriptor| descriptor.any().unwrap_or(true));
         let mut next = |watched: bool| watched && ready.next().unwrap_or(false);
         Ok(Some(Ready {
             sandbox: next(true),

@@ -5,12 +5,16 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, mmap::FromRangesError};
+use vm_memory::mmap::FromRangesError;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use crate::config::VmConfig;
+
+/// Bytes of a page, of guest and host.
+pub const PAGE: u64 = 4096;
 
 /// All of a guest's memory, shared by vCPUs and devices.
 pub type GuestMemory = Arc<GuestMemoryMmap>;
@@ -30,7 +34,7 @@ const MAX_MEMORY: u64 = (1 << 40) - (HOLE_END - HOLE_START);
 pub enum MemoryError {
     /// Not a size this machine can have.
     #[error(
-        "guest memory of {0} bytes is not a multiple of 4096 from {least} to {MAX_MEMORY}",
+        "guest memory of {0} bytes is not a multiple of {PAGE} from {least} to {MAX_MEMORY}",
         least = VmConfig::MIN_MEMORY
     )]
     Size(u64),
@@ -62,7 +66,7 @@ pub enum MemoryError {
 ///
 /// For a size out of range, a memfd of another size, or when the host cannot map it.
 pub(crate) fn map(memfd: OwnedFd, bytes: u64) -> Result<GuestMemory, MemoryError> {
-    if !(VmConfig::MIN_MEMORY..=MAX_MEMORY).contains(&bytes) || !bytes.is_multiple_of(4096) {
+    if !(VmConfig::MIN_MEMORY..=MAX_MEMORY).contains(&bytes) || !bytes.is_multiple_of(PAGE) {
         return Err(MemoryError::Size(bytes));
     }
     let file = File::from(memfd);
@@ -83,6 +87,79 @@ pub(crate) fn map(memfd: OwnedFd, bytes: u64) -> Result<GuestMemory, MemoryError
     Ok(Arc::new(memory))
 }
 
+/// Why a file is not in guest memory.
+#[derive(Debug, thiserror::Error)]
+pub enum MapFileError {
+    /// There is no such memory.
+    #[error("{bytes} bytes at {address:#x} are not guest memory in whole pages")]
+    Range {
+        /// Guest address.
+        address: u64,
+        /// Bytes.
+        bytes: u64,
+    },
+    /// `mmap(2)`.
+    #[error("mapping {bytes} bytes failed")]
+    Mmap {
+        /// Bytes.
+        bytes: u64,
+        /// From the system call.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Puts `bytes` from `offset` of `file` in place of guest memory at `address`, all of them whole
+/// pages, without copying: a page is the guest's own from its first write on.
+///
+/// These pages leave the memfd: who maps that sees the zeroes below them.
+///
+/// # Errors
+///
+/// When the range is not memory in whole pages, or for those of `mmap(2)`.
+pub(crate) fn map_file(
+    memory: &GuestMemory,
+    address: u64,
+    bytes: u64,
+    file: &File,
+    offset: u64,
+) -> Result<(), MapFileError> {
+    let aligned = [address, bytes, offset]
+        .iter()
+        .all(|n| n.is_multiple_of(PAGE));
+    let range = || MapFileError::Range { address, bytes };
+    if bytes == 0 {
+        return Ok(());
+    }
+    let slice = memory
+        .get_slice(GuestAddress(address), bytes as usize)
+        .ok()
+        .filter(|_| aligned)
+        .ok_or_else(range)?;
+    let start = slice.ptr_guard_mut().as_ptr().cast();
+    let offset = libc::off_t::try_from(offset).map_err(|_| range())?;
+    // SAFETY: The range is inside of a mapping of guest memory, to which there are no references:
+    // replacing its pages changes contents, as the guest may at any time. What unmaps guest memory
+    // unmaps this too.
+    let mapped = unsafe {
+        libc::mmap(
+            start,
+            slice.len(),
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+            file.as_raw_fd(),
+            offset,
+        )
+    };
+    match mapped == libc::MAP_FAILED {
+        true => Err(MapFileError::Mmap {
+            bytes,
+            source: io::Error::last_os_error(),
+        }),
+        false => Ok(()),
+    }
+}
+
 /// `(guest address, bytes, offset in the memfd)` of each run of memory.
 fn ranges(bytes: u64) -> Vec<(u64, u64, u64)> {
     let low = bytes.min(HOLE_START);
@@ -94,9 +171,9 @@ fn ranges(bytes: u64) -> Vec<(u64, u64, u64)> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use nix::sys::memfd::{MFdFlags, memfd_create};
-    use vm_memory::{Bytes, GuestMemoryBackend};
+    use vm_memory::Bytes;
 
     use super::*;
 
@@ -106,9 +183,14 @@ mod tests {
         memfd
     }
 
+    /// Memory of `bytes` bytes as a machine has it.
+    pub fn guest(bytes: u64) -> GuestMemory {
+        map(memfd(bytes), bytes).unwrap()
+    }
+
     #[test]
     fn memory_past_3_gib_goes_on_above_the_hole() {
-        let memory = map(memfd(4 << 30), 4 << 30).unwrap();
+        let memory = guest(4 << 30);
 
         assert_eq!(memory.num_regions(), 2);
         assert_eq!(memory.last_addr(), GuestAddress((5 << 30) - 1));
@@ -123,6 +205,23 @@ mod tests {
         for bytes in [0, 1 << 20, (32 << 20) + 1, 10 << 40, u64::MAX] {
             let error = map(memfd(0), bytes).unwrap_err();
             assert!(matches!(error, MemoryError::Size(size) if size == bytes));
+        }
+    }
+
+    #[test]
+    fn a_file_goes_only_where_memory_is() {
+        let memory = guest(32 << 20);
+        let file = File::from(memfd(8192));
+        for (address, bytes) in [
+            (32 << 20, 4096),
+            ((32 << 20) - 4096, 8192),
+            (HOLE_START, 4096),
+            (100, 4096),
+            (4096, 100),
+            (u64::MAX - 4095, 4096),
+        ] {
+            let error = map_file(&memory, address, bytes, &file, 0).unwrap_err();
+            assert!(matches!(error, MapFileError::Range { .. }), "{address:#x}");
         }
     }
 
