@@ -148,3 +148,6 @@ fn config(disk: &Disk) -> [u8; 60] {
     put(56, &[1]);
     config
 }
+
+#[cfg(test)]
+mod tests;

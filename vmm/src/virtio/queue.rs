@@ -63,6 +63,12 @@ impl DeviceQueue {
         }
     }
 
+    /// Whether the driver set the queue up, and has not broken it since.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.queue.ready()
+    }
+
     /// Hands the available chains to `handle` one by one.
     ///
     /// `handle` returns how many bytes it wrote, and the chain goes back to the driver; or `None`
