@@ -123,7 +123,10 @@ fn crates_depend_one_way() {
 fn devices_know_neither_kvm_nor_the_bus() {
     // The transport is no device: it is what connects one to the bus.
     let is_device = |name: &str| !name.starts_with("vmm/src/virtio/transport");
-    for (name, text) in sources("vmm/src/virtio").iter().filter(|(name, _)| is_device(name)) {
+    for (name, text) in sources("vmm/src/virtio")
+        .iter()
+        .filter(|(name, _)| is_device(name))
+    {
         for forbidden in ["kvm_ioctls", "kvm_bindings", "crate::bus", "crate::machine"] {
             assert!(!text.contains(forbidden), "{name} uses {forbidden}");
         }
