@@ -162,7 +162,7 @@ fn state() -> Check {
             let found = format!("{shown}, {} MiB free", free >> 20);
             match free {
                 ..LEAST_SPACE => Check::failure(NAME, found, "free some space"),
-                ..LITTLE_SPACE => Check::warning(NAME, found, "free some space"),
+                LEAST_SPACE..LITTLE_SPACE => Check::warning(NAME, found, "free some space"),
                 _ => Check::ok(NAME, found),
             }
         }

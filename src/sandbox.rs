@@ -22,6 +22,7 @@ use std::{
     },
     path::PathBuf,
     process::{Child, Command, Stdio},
+    thread,
 };
 
 use nix::{
@@ -96,10 +97,12 @@ pub enum SandboxError {
     Event(#[source] serde_json::Error),
 }
 
-/// A running sandbox. Dropping it ends it: the VMM process is killed and reaped.
+/// A running sandbox. Dropping it ends it: the VMM process is killed, and reaped in the background.
 #[derive(Debug)]
 pub struct Sandbox {
-    vmm: Child,
+    /// `None` once it was waited for.
+    vmm: Option<Child>,
+    vmm_pid: u32,
     control: OwnedFd,
 }
 
@@ -156,7 +159,11 @@ impl Sandbox {
             .process_group(0)
             .spawn()
             .map_err(SandboxError::Spawn)?;
-        let sandbox = Self { vmm, control };
+        let sandbox = Self {
+            vmm_pid: vmm.id(),
+            vmm: Some(vmm),
+            control,
+        };
         sandbox
             .configure(&vm_config, &descriptors)
             .map_err(SandboxError::Configure)?;
@@ -166,7 +173,7 @@ impl Sandbox {
     /// Process ID of the VMM.
     #[must_use]
     pub fn vmm_pid(&self) -> u32 {
-        self.vmm.id()
+        self.vmm_pid
     }
 
     /// Waits for the next event, and returns it. A VMM process that dies without a word has
@@ -245,7 +252,14 @@ impl Sandbox {
 
     /// The control socket closed before the VMM said why.
     fn unexplained_ending(&mut self) -> Result<Ending, SandboxError> {
-        let status = self.vmm.wait().map_err(SandboxError::Listen)?;
+        let status = match self.vmm.take() {
+            // One that exits keeps its status; one that only closed the socket has no more business.
+            Some(mut vmm) => vmm
+                .kill()
+                .and_then(|()| vmm.wait())
+                .map_err(SandboxError::Listen)?,
+            None => return Err(SandboxError::Listen(io::ErrorKind::NotConnected.into())),
+        };
         Ok(match status.signal() {
             Some(9) => Ending::Killed,
             _ => Ending::HostError {
@@ -264,9 +278,15 @@ impl AsFd for Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        // Either it is dead already, or nobody can be told.
-        let _ = self.vmm.kill();
-        let _ = self.vmm.wait();
+        // Either it is dead already, or nobody can be told. From here on no guest code runs; that the
+        // host then takes its time to free guest memory and devices need not keep anybody waiting.
+        let Some(mut vmm) = self.vmm.take() else {
+            return;
+        };
+        let _ = vmm.kill();
+        let reaper = thread::Builder::new().name("reaper".into());
+        // Without a thread for it, the process is reaped when this one ends.
+        let _ = reaper.spawn(move || vmm.wait());
     }
 }
 

@@ -39,7 +39,7 @@ pub struct Timeline {
     pub exec_ns: u64,
     /// Its end was reported.
     pub exited_ns: u64,
-    /// The VM was gone.
+    /// Its output was delivered, and its VM ended.
     pub gone_ns: u64,
 }
 
@@ -57,7 +57,7 @@ impl Timeline {
             ("mount the root", self.setup_ns),
             ("execute the process", self.exec_ns),
             ("process runs", self.exited_ns),
-            ("VM ends", self.gone_ns),
+            ("clean up", self.gone_ns),
         ];
         let mut before = self.command_ns;
         moments.map(|(name, moment)| {
