@@ -50,10 +50,10 @@ impl Bundle {
             r#"{"imageLayoutVersion":"1.0.0"}"#,
         )
         .map_err(write("a layout"))?;
-        symlink(state_root.join("blobs"), layout.join("blobs")).map_err(write("a layout"))?;
+        symlink(store.blobs(), layout.join("blobs")).map_err(write("a layout"))?;
         let manifest = fs::metadata(
-            state_root
-                .join("blobs")
+            store
+                .blobs()
                 .join(image.digest.to_string().replace(':', "/")),
         )
         .map_err(write("a layout"))?;

@@ -14,6 +14,8 @@ use super::{
     command::{failed, first_byte, pillbug_run},
 };
 
+use crate::sandbox::kernel;
+
 /// One process, in KiB, as `/proc/PID/smaps` tells it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ProcessMemory {
@@ -99,6 +101,18 @@ fn parents() -> io::Result<Vec<(u32, u32)>> {
         .collect())
 }
 
+/// Whether a mapping is memory of the guest: its RAM, or the kernel and initial RAM file system that lie in it as
+/// private mappings of their files.
+fn is_guest(mapping: &str) -> bool {
+    let kernel = kernel::find(None)
+        .ok()
+        .and_then(|path| path.canonicalize().ok());
+    ["/memfd:guest-memory", "/memfd:initramfs"]
+        .iter()
+        .any(|name| mapping.contains(name))
+        || kernel.is_some_and(|path| mapping.ends_with(&*path.to_string_lossy()))
+}
+
 fn process(pid: u32) -> io::Result<ProcessMemory> {
     let command = fs::read(format!("/proc/{pid}/cmdline"))?;
     let command = String::from_utf8_lossy(&command)
@@ -124,7 +138,7 @@ fn process(pid: u32) -> io::Result<ProcessMemory> {
             "Rss:" if guest => memory.guest_kib += kib,
             "Private_Clean:" | "Private_Dirty:" if !guest => memory.private_kib += kib,
             // A line without a colon behind its first word begins a mapping.
-            _ if !key.ends_with(':') => guest = line.contains("memfd:guest-memory"),
+            _ if !key.ends_with(':') => guest = is_guest(line),
             _ => {}
         }
     }

@@ -186,6 +186,12 @@ impl Store {
         }
     }
 
+    /// The folder of all blobs, laid out as `blobs` of an OCI image layout. For reading only.
+    #[must_use]
+    pub fn blobs(&self) -> PathBuf {
+        self.root.join(Kind::Blobs.folder())
+    }
+
     fn path(&self, kind: Kind, digest: &Digest) -> PathBuf {
         self.root.join(kind.place(digest))
     }
