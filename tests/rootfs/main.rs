@@ -4,11 +4,13 @@
 //! Mounting and device nodes take root; without it these tests say so and end.
 
 mod archive;
+mod damage;
 mod hostile;
 mod layout;
 mod listing;
 mod mount;
 mod random;
+mod real;
 
 use std::path::Path;
 use std::process::Command;

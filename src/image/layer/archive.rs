@@ -4,12 +4,15 @@
 //! the memory of extended headers nor lets a caller see raw members whose size an extended header replaces. Where
 //! formats are loose, this reads what Go's archive/tar reads, with which container engines write and unpack.
 
+mod header;
+mod map;
+
 use std::io::{self, BufRead};
 
-use tar::{GnuExtSparseHeader, GnuSparseHeader, Header};
+use tar::Header;
 
 use super::index::{Device, Timestamp};
-use super::pax::{self, Pax};
+use super::pax::Pax;
 use super::sparse::{self, Extent};
 
 const BLOCK: usize = 512;
@@ -127,9 +130,9 @@ impl<R: BufRead> Archive<R> {
                     Ok(None)
                 };
             };
-            let size = size_of(&header)?;
+            let size = header::size(&header)?;
             extended = true;
-            match type_of(&header) {
+            match header::type_of(&header) {
                 b'x' => pax = Pax::parse(&self.extension(size)?)?,
                 b'L' => long_name = Some(until_nul(self.extension(size)?)),
                 b'K' => long_link = Some(until_nul(self.extension(size)?)),
@@ -182,54 +185,37 @@ impl<R: BufRead> Archive<R> {
             .or(pax.link_path.take())
             .or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned))
             .unwrap_or_default();
-        let kind = match type_of(header) {
+        let kind = match header::type_of(header) {
             // Before ustar, folders were files with a slash at the end.
             0 if path.ends_with(b"/") => Kind::Directory,
             0 | b'0' | b'7' | b'S' => self.file(header, &mut pax)?,
             b'1' => Kind::HardLink(link),
             b'2' => Kind::Symlink(link),
-            b'3' => Kind::CharDevice(device(header)?),
-            b'4' => Kind::BlockDevice(device(header)?),
+            b'3' => Kind::CharDevice(header::device(header)?),
+            b'4' => Kind::BlockDevice(header::device(header)?),
             b'5' => Kind::Directory,
             b'6' => Kind::Fifo,
             other => return Err(ArchiveError::Type(other)),
         };
-        let old = header.as_old();
         Ok(Member {
             path,
             kind,
-            mode: (number(&old.mode, || header.mode(), "mode")? & 0o7777) as u16,
-            uid: match pax.uid {
-                Some(id) => owner(id, "user id")?,
-                None => owner(number(&old.uid, || header.uid(), "user id")?, "user id")?,
-            },
-            gid: match pax.gid {
-                Some(id) => owner(id, "group id")?,
-                None => owner(number(&old.gid, || header.gid(), "group id")?, "group id")?,
-            },
-            mtime: match pax.mtime {
-                Some(mtime) => mtime,
-                None => Timestamp {
-                    // Base-256 fields hold two's complement, which the tar crate gives as unsigned.
-                    seconds: number(&old.mtime, || header.mtime(), "modification time")? as i64,
-                    nanoseconds: 0,
-                },
-            },
+            mode: header::mode(header)?,
+            uid: header::owner(pax.uid.map_or_else(|| header::user(header), Ok)?)?,
+            gid: header::owner(pax.gid.map_or_else(|| header::group(header), Ok)?)?,
+            mtime: pax.mtime.map_or_else(|| header::time(header), Ok)?,
             xattrs: pax.xattrs,
         })
     }
 
     fn file(&mut self, header: &Header, pax: &mut Pax) -> Result<Kind, ArchiveError> {
-        let stored = match pax.size {
-            Some(size) => size,
-            None => size_of(header)?,
-        };
+        let stored = pax.size.map_or_else(|| header::size(header), Ok)?;
         self.content = stored;
         self.padding = stored.wrapping_neg() % BLOCK as u64;
         if stored.checked_add(self.padding).is_none() {
             return Err(ArchiveError::Field("size"));
         }
-        let (size, map) = if type_of(header) == b'S' {
+        let (size, map) = if header::type_of(header) == b'S' {
             self.gnu_map(header)?
         } else if pax.sparse.is_present() {
             let size = pax.sparse.size.ok_or(ArchiveError::Sparse)?;
@@ -246,61 +232,6 @@ impl<R: BufRead> Archive<R> {
         Ok(Kind::Sparse(size, map))
     }
 
-    /// The map of the old GNU format: four pieces in the header, more in blocks behind it.
-    fn gnu_map(&mut self, header: &Header) -> Result<(u64, Vec<Extent>), ArchiveError> {
-        let header = header.as_gnu().ok_or(ArchiveError::Sparse)?;
-        let size = field(header.real_size(), "real size")?;
-        let mut map = Vec::new();
-        add_pieces(&mut map, &header.sparse)?;
-        let mut extended = header.is_extended();
-        while extended {
-            let mut more = GnuExtSparseHeader::new();
-            more.as_mut_bytes().copy_from_slice(&self.block()?);
-            add_pieces(&mut map, more.sparse())?;
-            extended = more.is_extended();
-        }
-        Ok((size, map))
-    }
-
-    /// The map of format 1.0: decimal lines in front of the content, padded to a block.
-    fn leading_map(&mut self) -> Result<Vec<Extent>, ArchiveError> {
-        let mut numbers = Vec::new();
-        let mut wanted = 1;
-        let mut line = Vec::new();
-        while numbers.len() < wanted {
-            self.content = self
-                .content
-                .checked_sub(BLOCK as u64)
-                .ok_or(ArchiveError::Sparse)?;
-            for byte in self.block()? {
-                if numbers.len() == wanted {
-                    break;
-                }
-                if byte != b'\n' {
-                    line.push(byte);
-                    continue;
-                }
-                numbers.push(pax::number(&line).map_err(|_| ArchiveError::Sparse)?);
-                line.clear();
-                if numbers.len() == 1 {
-                    let pieces = usize::try_from(numbers[0]).unwrap_or(usize::MAX);
-                    if pieces > sparse::MAX_EXTENTS {
-                        return Err(ArchiveError::SparseMapSize);
-                    }
-                    wanted += 2 * pieces;
-                }
-            }
-            if line.len() > 20 {
-                return Err(ArchiveError::Sparse);
-            }
-        }
-        let extent = |pair: &[u64]| Extent {
-            offset: pair[0],
-            length: pair[1],
-        };
-        Ok(numbers[1..].chunks_exact(2).map(extent).collect())
-    }
-
     /// The next header, or `None` at the end.
     fn header(&mut self) -> Result<Option<Header>, ArchiveError> {
         let Some(block) = self.block_or_end()? else {
@@ -314,12 +245,7 @@ impl<R: BufRead> Archive<R> {
             };
         }
         let header = Header::from_byte_slice(&block).clone();
-        let sum = |(at, &byte): (usize, &u8)| {
-            let blank = (148..156).contains(&at);
-            u32::from(if blank { b' ' } else { byte })
-        };
-        let sum: u32 = block.iter().enumerate().map(sum).sum();
-        if header.cksum().ok() != Some(sum) {
+        if !header::is_sound(&header) {
             return Err(ArchiveError::Checksum);
         }
         Ok(Some(header))
@@ -369,65 +295,108 @@ fn failed(error: io::Error) -> ArchiveError {
     }
 }
 
-fn type_of(header: &Header) -> u8 {
-    header.as_old().linkflag[0]
-}
-
-fn size_of(header: &Header) -> Result<u64, ArchiveError> {
-    number(&header.as_old().size, || header.entry_size(), "size")
-}
-
-fn field<T>(value: io::Result<T>, name: &'static str) -> Result<T, ArchiveError> {
-    value.map_err(|_| ArchiveError::Field(name))
-}
-
-/// A number that some tools leave blank.
-fn number<T: Default>(
-    raw: &[u8],
-    value: impl FnOnce() -> io::Result<T>,
-    name: &'static str,
-) -> Result<T, ArchiveError> {
-    if raw.iter().all(|&byte| matches!(byte, 0 | b' ')) {
-        return Ok(T::default());
-    }
-    field(value(), name)
-}
-
-/// The largest id is -1, which no file can belong to.
-fn owner(id: u64, name: &'static str) -> Result<u32, ArchiveError> {
-    u32::try_from(id)
-        .ok()
-        .filter(|&id| id != u32::MAX)
-        .ok_or(ArchiveError::Field(name))
-}
-
-fn device(header: &Header) -> Result<Device, ArchiveError> {
-    let number = |value: io::Result<Option<u32>>, bits: u32| {
-        let number = value.ok().flatten().filter(|number| number >> bits == 0);
-        number.ok_or(ArchiveError::Field("device number"))
-    };
-    Ok(Device {
-        major: number(header.device_major(), 12)?,
-        minor: number(header.device_minor(), 20)?,
-    })
-}
-
-fn add_pieces(map: &mut Vec<Extent>, pieces: &[GnuSparseHeader]) -> Result<(), ArchiveError> {
-    for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
-        if map.len() == sparse::MAX_EXTENTS {
-            return Err(ArchiveError::SparseMapSize);
-        }
-        map.push(Extent {
-            offset: field(piece.offset(), "piece")?,
-            length: field(piece.length(), "piece")?,
-        });
-    }
-    Ok(())
-}
-
 fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
     if let Some(end) = bytes.iter().position(|&byte| byte == 0) {
         bytes.truncate(end);
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(kind: u8, name: &str) -> Header {
+        let mut header = Header::new_old();
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.as_old_mut().linkflag[0] = kind;
+        header.set_size(0);
+        header.set_cksum();
+        header
+    }
+
+    fn first(blocks: &[&[u8]]) -> Result<Option<Member>, ArchiveError> {
+        Archive::new(&blocks.concat()[..]).next_member()
+    }
+
+    #[test]
+    fn an_archive_ends_with_two_zero_blocks_or_cleanly() {
+        let zero = [0; BLOCK];
+        let file = header(b'0', "f");
+        for blocks in [
+            &[][..],
+            &[&zero[..]],
+            &[&zero, &zero],
+            &[&zero, &zero, b"more"],
+        ] {
+            assert!(first(blocks).unwrap().is_none());
+        }
+        assert!(matches!(
+            first(&[&zero, file.as_bytes()]),
+            Err(ArchiveError::EndMarker)
+        ));
+        assert!(matches!(
+            first(&[&file.as_bytes()[..511]]),
+            Err(ArchiveError::Truncated)
+        ));
+        assert!(matches!(
+            first(&[header(b'x', "p").as_bytes()]),
+            Err(ArchiveError::Truncated)
+        ));
+    }
+
+    #[test]
+    fn blank_fields_are_zero_and_old_folders_end_in_a_slash() {
+        let member = first(&[header(0, "d/").as_bytes()]).unwrap().unwrap();
+        assert!(matches!(member.kind, Kind::Directory));
+        assert_eq!(
+            (member.mode, member.uid, member.mtime),
+            (0, 0, Timestamp::default())
+        );
+        let member = first(&[header(0, "f").as_bytes()]).unwrap().unwrap();
+        assert!(matches!(member.kind, Kind::File(0)));
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused() {
+        for field in [108..116, 116..124, 124..136] {
+            let mut header = header(b'0', "f");
+            header.as_mut_bytes()[field].fill(0xff);
+            header.set_cksum();
+            assert!(matches!(
+                first(&[header.as_bytes()]),
+                Err(ArchiveError::Field(_))
+            ));
+        }
+        let mut before = header(b'0', "f");
+        before.as_mut_bytes()[136..148].fill(0xff);
+        before.set_cksum();
+        let member = first(&[before.as_bytes()]).unwrap().unwrap();
+        assert_eq!(member.mtime.seconds, -1);
+    }
+
+    #[test]
+    fn unknown_types_and_wrong_checksums_are_refused() {
+        assert!(matches!(
+            first(&[header(b'V', "v").as_bytes()]),
+            Err(ArchiveError::Type(b'V'))
+        ));
+        let mut wrong = header(b'0', "f");
+        wrong.as_mut_bytes()[0] ^= 1;
+        assert!(matches!(
+            first(&[wrong.as_bytes()]),
+            Err(ArchiveError::Checksum)
+        ));
+    }
+
+    #[test]
+    fn a28_extended_headers_are_bounded() {
+        let mut large = header(b'x', "p");
+        large.set_size(MAX_EXTENSION + 1);
+        large.set_cksum();
+        assert!(matches!(
+            first(&[large.as_bytes()]),
+            Err(ArchiveError::ExtensionSize)
+        ));
+    }
 }
