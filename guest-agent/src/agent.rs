@@ -202,8 +202,10 @@ impl Agent {
                 self.finish(id)?;
             }
             Subject::Stream(id, channel, sink) => {
-                if sink && flags.intersects(EventFlags::ERR | EventFlags::HUP) {
-                    // Whoever reads is gone.
+                let gone =
+                    flags.contains(EventFlags::ERR) || sink && flags.contains(EventFlags::HUP);
+                if gone {
+                    // The host never took the connection or has reset it, or nobody reads any more.
                     if let Some(process) = self.processes.get_mut(&id) {
                         process.streams.close(channel);
                     }
@@ -292,7 +294,11 @@ impl Agent {
     /// Waits for everything of a process that was just forked.
     fn admit(&mut self, id: ProcessId, mut process: Process) -> Result<(), AgentError> {
         let both = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
-        self.watch(process.pidfd(), Subject::End(id), EventFlags::IN)?;
+        self.watch(
+            process.pidfd(),
+            Subject::End(id),
+            EventFlags::IN | EventFlags::ET,
+        )?;
         if let Some(report) = process.report() {
             self.watch(report, Subject::Report(id), EventFlags::IN)?;
         }

@@ -112,6 +112,9 @@ pub fn enter(sandbox: &Sandbox, terminal: Option<BorrowedFd<'_>>) -> Result<(), 
     for (path, file) in &sandbox.files {
         let put = || mount::attach(file, target::ensure(root, path, Kind::File)?.fd);
         put().at(StartStage::Hostname, path)?;
+        if setup.read_only_root {
+            mount::make_read_only(path, MountFlags::empty()).at(StartStage::Hostname, path)?;
+        }
     }
     if !setup.privileged {
         for path in MASKED {

@@ -96,6 +96,10 @@ impl Control {
     pub fn receive(&mut self, buffer: &mut [u8]) -> Result<Option<HostMessage>, FrameError> {
         loop {
             if let Some(message) = frame::take(&mut self.received)? {
+                if self.received.is_empty() {
+                    // A long one must not hold its memory for as long as the container runs.
+                    self.received = Vec::new();
+                }
                 return Ok(Some(message));
             }
             match read(&self.socket, &mut *buffer) {

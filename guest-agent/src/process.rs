@@ -225,6 +225,10 @@ impl Process {
     ///
     /// Those of waitid(2).
     pub fn reap(&mut self) -> io::Result<()> {
+        // The descriptor says so twice: when the process ends, and when it was collected.
+        if self.exit.is_some() {
+            return Ok(());
+        }
         let status = waitid(
             WaitId::PidFd(self.pidfd.as_fd()),
             WaitIdOptions::EXITED | WaitIdOptions::NOHANG,

@@ -41,6 +41,21 @@ use crate::{
 /// Status of a child that could not start; nobody sees it, since the report tells.
 const NOT_STARTED: i32 = 127;
 
+/// Limits that are the kernel's for its first process and far too low for a container: files as
+/// systemd has them, and as many processes as the machine can hold.
+const DEFAULT_LIMITS: [protocol::Rlimit; 2] = [
+    protocol::Rlimit {
+        resource: Resource::Nofile,
+        soft: 1024,
+        hard: 524_288,
+    },
+    protocol::Rlimit {
+        resource: Resource::Nproc,
+        soft: u64::MAX,
+        hard: u64::MAX,
+    },
+];
+
 /// What a process has as its standard streams.
 pub enum ChildStdio {
     /// One terminal for all, and for control.
@@ -119,7 +134,7 @@ impl Spawn<'_> {
         self.report_ready(report);
         let identity = user::lookup(&process.user, &process.additional_groups)?;
         self.take_streams(&identity)?;
-        for limit in &process.rlimits {
+        for limit in DEFAULT_LIMITS.iter().chain(&process.rlimits) {
             set_limit(limit).at(
                 StartStage::Rlimit,
                 &format!("{:?}", limit.resource).to_lowercase(),
