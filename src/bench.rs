@@ -75,7 +75,7 @@ pub struct RuntimeReport {
     pub name: &'static str,
     /// From the command to the first byte of output of the container's process.
     pub first_output: Percentiles,
-    /// From the command to its end, everything removed.
+    /// From the command's start to its end.
     pub whole: Percentiles,
     /// Processes on the host while the container is idle.
     pub idle: Vec<ProcessMemory>,

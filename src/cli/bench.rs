@@ -90,7 +90,7 @@ fn print(report: &StartReport) {
                 &format!("{}: to first output", runtime.name),
                 &runtime.first_output,
             ),
-            row(&format!("{}: to removal", runtime.name), &runtime.whole),
+            row(&format!("{}: to the end", runtime.name), &runtime.whole),
         ]
     });
     println!(

@@ -79,7 +79,12 @@ pub struct RunArgs {
     #[arg(short = 'h', long, value_parser = options::hostname)]
     hostname: Option<String>,
     /// Virtual CPUs, 1 to 32
-    #[arg(long, default_value = "1", value_name = "COUNT")]
+    #[arg(
+        long,
+        default_value = "1",
+        value_name = "COUNT",
+        allow_negative_numbers = true
+    )]
     cpus: Vcpus,
     /// Memory of the virtual machine, such as 512m or 2g
     #[arg(short, long, default_value = "512m", value_name = "SIZE")]

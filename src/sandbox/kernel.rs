@@ -2,6 +2,8 @@
 
 use std::{
     env,
+    fs::File,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -9,7 +11,7 @@ use std::{
 pub const VARIABLE: &str = "PILLBUG_KERNEL";
 
 /// Why there is no kernel to boot.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum KernelError {
     #[error("there is no kernel at {path}, which {named_by} names")]
@@ -17,6 +19,10 @@ pub enum KernelError {
         path: PathBuf,
         named_by: &'static str,
     },
+    #[error("cannot read the kernel {path}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{path} is not an ELF file: a guest kernel is an uncompressed vmlinux")]
+    NotElf { path: PathBuf },
     #[error(
         "no guest kernel found: run `make kernel` in pillbug's source once, or name one with \
          --kernel or {VARIABLE} (looked at {looked_at})"
@@ -31,6 +37,23 @@ pub enum KernelError {
 ///
 /// [`KernelError`], which says what to do.
 pub fn find(given: Option<&Path>) -> Result<PathBuf, KernelError> {
+    let path = locate(given)?;
+    let mut magic = [0; 4];
+    File::open(&path)
+        .and_then(|mut kernel| kernel.read_exact(&mut magic))
+        .map_err(|source| KernelError::Read {
+            path: path.clone(),
+            source,
+        })?;
+    // e_ident, "Executable and Linkable Format", System V ABI.
+    if magic == *b"\x7fELF" {
+        Ok(path)
+    } else {
+        Err(KernelError::NotElf { path })
+    }
+}
+
+fn locate(given: Option<&Path>) -> Result<PathBuf, KernelError> {
     let named = given
         .map(|path| (path.to_owned(), "--kernel"))
         .or_else(|| set(VARIABLE).map(|path| (path, VARIABLE)));
@@ -80,13 +103,12 @@ mod tests {
     #[test]
     fn a_named_kernel_that_is_missing_is_an_error_of_its_own() {
         let path = Path::new("/nowhere/vmlinux");
-        let error = find(Some(path)).unwrap_err();
-        assert_eq!(
-            error,
-            KernelError::Missing {
-                path: path.into(),
-                named_by: "--kernel"
-            }
-        );
+        assert!(matches!(find(Some(path)), Err(KernelError::Missing { .. })));
+    }
+
+    #[test]
+    fn a_kernel_that_is_none_is_named() {
+        let path = Path::new("/etc/passwd");
+        assert!(matches!(find(Some(path)), Err(KernelError::NotElf { .. })));
     }
 }

@@ -1,0 +1,141 @@
+//! What stays, what goes, and what must not meet.
+
+use std::{fs::File, io::Read};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::command::{output_of, processes, run, spawn, state_root, traces};
+
+#[test]
+fn a_run_with_rm_leaves_nothing_behind() {
+    output_of(["busybox", "true"]);
+    let before = traces(&state_root());
+    output_of(["busybox", "sh", "-c", "echo data > /file"]);
+    run(["busybox", "false"]).assert().code(1);
+    run(["busybox", "no-such-program"]).assert().code(127);
+    assert_eq!(traces(&state_root()), before);
+}
+
+#[test]
+fn a51_kill_9_of_the_command_leaves_no_machine() {
+    let mut running = spawn(&["busybox", "sh", "-c", "echo ready; while :; do :; done"]);
+    running.wait_for("ready");
+    let command = i32::try_from(running.child.id()).expect("process IDs are positive");
+    // Every process of the run holds the files it was given until it is gone: opening these through
+    // /proc here and now, and waiting for them to end, needs no clock.
+    let others: Vec<i32> = processes()
+        .into_iter()
+        .filter(|pid| *pid != command)
+        .collect();
+    assert!(!others.is_empty(), "the machine is a process of its own");
+    let ends: Vec<_> = others.iter().map(|pid| process_end(*pid)).collect();
+    kill(Pid::from_raw(command), Signal::SIGKILL).expect("it can be killed");
+    for end in ends {
+        end.wait();
+    }
+    running.child.wait().expect("a child can be waited for");
+    assert_eq!(processes(), Vec::<i32>::new());
+    assert_eq!(output_of(["busybox", "echo", "next"]), "next\n");
+}
+
+#[test]
+fn two_at_once_do_not_meet() {
+    let script = "echo $0 > /tmp/who; echo ready; read go; echo $(cat /tmp/who) $(hostname)";
+    let start =
+        |name: &'static str| spawn(&["-i", "-h", name, "busybox", "sh", "-c", script, name]);
+    let mut both = [start("one"), start("two")];
+    for running in &mut both {
+        running.wait_for("ready");
+    }
+    for (running, expected) in both.iter_mut().zip(["one one\n", "two two\n"]) {
+        drop(running.child.stdin.take());
+        assert_eq!(running.rest(), expected);
+        assert_eq!(running.exit_code(), 0);
+    }
+}
+
+#[test]
+fn signals_are_passed_on() {
+    for (signal, name) in [
+        (Signal::SIGTERM, "TERM"),
+        (Signal::SIGHUP, "HUP"),
+        (Signal::SIGUSR1, "USR1"),
+    ] {
+        let script =
+            format!("trap 'echo got {name}; exit 4' {name}; echo ready; while :; do :; done");
+        let mut running = spawn(&["busybox", "sh", "-c", &script]);
+        running.wait_for("ready");
+        let pid =
+            Pid::from_raw(i32::try_from(running.child.id()).expect("process IDs are positive"));
+        kill(pid, signal).expect("it can be signalled");
+        assert_eq!(running.rest(), format!("got {name}\n"));
+        assert_eq!(running.exit_code(), 4);
+    }
+}
+
+/// The end of a process, to be waited for.
+struct ProcessEnd(std::os::fd::OwnedFd);
+
+/// Must be called while the process lives.
+fn process_end(pid: i32) -> ProcessEnd {
+    let pid = rustix::process::Pid::from_raw(pid).expect("process IDs are positive");
+    let flags = rustix::process::PidfdFlags::empty();
+    ProcessEnd(rustix::process::pidfd_open(pid, flags).expect("the process lives"))
+}
+
+impl ProcessEnd {
+    /// Returns once it has ended; fails after a minute.
+    fn wait(&self) {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let minute = Timespec {
+            tv_sec: 60,
+            tv_nsec: 0,
+        };
+        let mut ended = [PollFd::new(&self.0, PollFlags::IN)];
+        // The end of this test's own child interrupts the wait.
+        let ready = rustix::io::retry_on_intr(|| poll(&mut ended, Some(&minute)));
+        assert_eq!(ready.expect("it can be waited for"), 1);
+    }
+}
+
+#[test]
+fn a62_names_are_checked_and_unique() {
+    let long = "x".repeat(300);
+    for name in ["../x", "-rf", "", "a b", &long] {
+        run([&format!("--name={name}"), "busybox", "true"])
+            .assert()
+            .code(125);
+    }
+    let mut running = spawn(&[
+        "-i",
+        "--name",
+        "once",
+        "busybox",
+        "sh",
+        "-c",
+        "echo ready; read line",
+    ]);
+    running.wait_for("ready");
+    run(["--name", "once", "busybox", "true"])
+        .assert()
+        .code(125)
+        .stderr(predicates::str::contains("once"));
+    drop(running);
+}
+
+#[test]
+fn a43_the_agents_program_and_files_are_out_of_reach() {
+    let script =
+        "ls /proc/1/fd | wc -l; readlink /proc/1/exe; ls /init 2>&1 | wc -c; cat /proc/1/cmdline";
+    let output = output_of(["busybox", "sh", "-c", script]);
+    assert!(output.contains("/bin/sh"), "{output}");
+    assert!(!output.contains("agent"), "{output}");
+    let mut own = String::new();
+    File::open("/proc/self/comm")
+        .and_then(|mut file| file.read_to_string(&mut own))
+        .expect("/proc is mounted");
+    assert_ne!(own, output);
+}

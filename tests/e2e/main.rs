@@ -1,0 +1,16 @@
+//! The built `pillbug`, driven as a user drives it, on a host whose KVM works.
+//!
+//! `make test` runs these in the lab with a store that it filled with real images (`tests/images`)
+//! beforehand, since converting those on an emulated processor would take long. What hostile images
+//! do is tried with small ones that the tests make themselves. Nothing here looks inside pillbug.
+
+mod bad_images;
+mod bad_input;
+mod command;
+mod image;
+mod lifecycle;
+mod machine;
+mod process;
+mod sources;
+mod streams;
+mod terminal;
