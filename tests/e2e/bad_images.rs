@@ -163,7 +163,7 @@ fn tampered(
     });
     change(&layout, &mut layer, &mut config);
     let config = layout.blob(CONFIG, config.to_string().as_bytes());
-    layout.manifest(json!({ "schemaVersion": 2, "config": config, "layers": [layer] }));
+    layout.manifest(&json!({ "schemaVersion": 2, "config": config, "layers": [layer] }));
     layout.path()
 }
 
@@ -198,7 +198,7 @@ fn a30_wrong_sizes_are_refused() {
     ] {
         let folder = TempDir::new().expect("a temporary folder");
         refused(&tampered(folder.path(), |_, layer, _| {
-            layer["size"] = size.clone()
+            layer["size"] = size.clone();
         }));
     }
 }
@@ -215,11 +215,11 @@ fn a32_digests_that_are_paths_or_unknown_are_refused() {
     ] {
         let folder = TempDir::new().expect("a temporary folder");
         refused(&tampered(folder.path(), |_, layer, _| {
-            layer["digest"] = json!(bad)
+            layer["digest"] = json!(bad);
         }));
         let folder = TempDir::new().expect("a temporary folder");
         let layout = Layout::new(folder.path());
-        layout.index(json!({ "schemaVersion": 2, "manifests": [{ "mediaType": MANIFEST, "digest": bad, "size": 2 }] }));
+        layout.index(&json!({ "schemaVersion": 2, "manifests": [{ "mediaType": MANIFEST, "digest": bad, "size": 2 }] }));
         refused(&layout.path());
     }
 }
@@ -229,7 +229,8 @@ fn a33_a_manifest_that_is_an_index_as_well_is_refused() {
     let folder = TempDir::new().expect("a temporary folder");
     let layout = Layout::new(folder.path());
     let config = layout.blob(CONFIG, b"{}");
-    layout.manifest(json!({ "schemaVersion": 2, "config": config, "layers": [], "manifests": [] }));
+    layout
+        .manifest(&json!({ "schemaVersion": 2, "config": config, "layers": [], "manifests": [] }));
     refused(&layout.path());
 }
 
@@ -242,7 +243,7 @@ fn a33_an_index_of_indexes_without_end_is_refused() {
         let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [entry] });
         entry = layout.blob(INDEX, index.to_string().as_bytes());
     }
-    layout.index(json!({ "schemaVersion": 2, "manifests": [entry] }));
+    layout.index(&json!({ "schemaVersion": 2, "manifests": [entry] }));
     refused(&layout.path());
 }
 

@@ -64,7 +64,7 @@ impl Image {
             .iter()
             .map(|layer| layout.blob("application/vnd.oci.image.layer.v1.tar", layer))
             .collect();
-        layout.manifest(json!({ "schemaVersion": 2, "config": config, "layers": layers }));
+        layout.manifest(&json!({ "schemaVersion": 2, "config": config, "layers": layers }));
         layout.path()
     }
 }
@@ -108,16 +108,16 @@ impl Layout {
     }
 
     /// Makes this the manifest of the only image.
-    pub fn manifest(&self, manifest: Value) {
+    pub fn manifest(&self, manifest: &Value) {
         let manifest = self.blob(
             "application/vnd.oci.image.manifest.v1+json",
             manifest.to_string().as_bytes(),
         );
-        self.index(json!({ "schemaVersion": 2, "manifests": [manifest] }));
+        self.index(&json!({ "schemaVersion": 2, "manifests": [manifest] }));
     }
 
     /// Writes `index.json`.
-    pub fn index(&self, index: Value) {
+    pub fn index(&self, index: &Value) {
         fs::write(self.folder.join("index.json"), index.to_string())
             .expect("the folder is writable");
     }
