@@ -16,7 +16,11 @@ fn real_image(name: &str) -> PathBuf {
 fn assert_real_image(name: &str, form: &str) {
     if is_root() {
         let layout = real_image(name).join(form);
-        assert_equal_to_umoci(&layout, "latest", &layout::layers_of(&layout));
+        assert_equal_to_umoci(
+            &layout,
+            &format!("{name}:latest"),
+            &layout::layers_of(&layout),
+        );
     }
 }
 

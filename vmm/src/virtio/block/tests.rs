@@ -1,3 +1,5 @@
+//! The block device against drivers and files that misbehave.
+
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;

@@ -1,3 +1,5 @@
+//! The transport against a driver that does as it likes.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
