@@ -5,12 +5,22 @@
 mod bench;
 mod completions;
 mod doctor;
+mod history;
+mod image_prune;
 mod images;
+mod inspect;
 mod load;
+mod login;
+mod progress;
 mod ps;
+mod pull;
+mod push;
 mod rm;
 mod rmi;
 mod run;
+mod save;
+mod system;
+mod tag;
 mod units;
 
 use std::{
@@ -50,12 +60,27 @@ enum Verb {
     Rm(rm::RmArgs),
     Doctor(doctor::DoctorArgs),
     Bench(bench::BenchArgs),
-    Load(load::LoadArgs),
+    Pull(pull::PullArgs),
+    Push(push::PushArgs),
     Images(images::ImagesArgs),
+    Tag(tag::TagArgs),
+    History(history::HistoryArgs),
     Rmi(rmi::RmiArgs),
+    Load(load::LoadArgs),
+    Save(save::SaveArgs),
+    Login(login::LoginArgs),
+    Logout(login::LogoutArgs),
     #[command(subcommand)]
     Image(ImageVerb),
+    #[command(subcommand)]
+    System(SystemVerb),
     Completions(completions::CompletionsArgs),
+}
+
+/// Manage the state folder
+#[derive(Debug, Subcommand)]
+enum SystemVerb {
+    Check(system::CheckArgs),
 }
 
 /// Manage images
@@ -63,9 +88,16 @@ enum Verb {
 enum ImageVerb {
     #[command(visible_alias = "list")]
     Ls(images::ImagesArgs),
+    Inspect(inspect::InspectArgs),
+    History(history::HistoryArgs),
+    Pull(pull::PullArgs),
+    Push(push::PushArgs),
+    Tag(tag::TagArgs),
     Load(load::LoadArgs),
+    Save(save::SaveArgs),
     #[command(visible_alias = "remove")]
     Rm(rmi::RmiArgs),
+    Prune(image_prune::ImagePruneArgs),
 }
 
 /// The whole command: parses the process's arguments, runs the verb, reports an error.
@@ -105,9 +137,21 @@ fn command_line(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Verb::Rm(arguments) => rm::run(&arguments),
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Bench(arguments) => bench::run(arguments),
-        Verb::Load(arguments) | Verb::Image(ImageVerb::Load(arguments)) => load::run(&arguments),
+        Verb::Pull(arguments) | Verb::Image(ImageVerb::Pull(arguments)) => pull::run(&arguments),
+        Verb::Push(arguments) | Verb::Image(ImageVerb::Push(arguments)) => push::run(&arguments),
         Verb::Images(arguments) | Verb::Image(ImageVerb::Ls(arguments)) => images::run(&arguments),
+        Verb::Tag(arguments) | Verb::Image(ImageVerb::Tag(arguments)) => tag::run(arguments),
+        Verb::History(arguments) | Verb::Image(ImageVerb::History(arguments)) => {
+            history::run(&arguments)
+        }
         Verb::Rmi(arguments) | Verb::Image(ImageVerb::Rm(arguments)) => rmi::run(&arguments),
+        Verb::Load(arguments) | Verb::Image(ImageVerb::Load(arguments)) => load::run(&arguments),
+        Verb::Save(arguments) | Verb::Image(ImageVerb::Save(arguments)) => save::run(&arguments),
+        Verb::Image(ImageVerb::Inspect(arguments)) => inspect::run(&arguments),
+        Verb::Image(ImageVerb::Prune(arguments)) => image_prune::run(&arguments),
+        Verb::System(SystemVerb::Check(arguments)) => system::check(&arguments),
+        Verb::Login(arguments) => login::run(&arguments),
+        Verb::Logout(arguments) => login::run_logout(&arguments),
         Verb::Completions(arguments) => completions::run(&arguments),
     };
     result.unwrap_or_else(|error| {

@@ -4,6 +4,7 @@
 //! is known here: what comes out is plain data and files that others may open.
 
 pub mod archive;
+pub mod check;
 pub mod digest;
 pub mod erofs;
 pub mod import;
@@ -11,6 +12,10 @@ pub mod layer;
 pub mod layout;
 pub mod load;
 pub mod manifest;
+pub mod pull;
+pub mod push;
 pub mod reference;
+pub mod registry;
 pub mod rootfs;
+pub mod save;
 pub mod store;

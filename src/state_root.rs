@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    fs::{self, DirBuilder},
+    fs::{self, DirBuilder, File},
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
@@ -76,14 +76,10 @@ pub fn private_folder(path: &Path) -> Result<(), StateRootError> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(path)
-                .map_err(|source| StateRootError::Create {
-                    path: path.into(),
-                    source,
-                })?;
+            create_durably(path).map_err(|source| StateRootError::Create {
+                path: path.into(),
+                source,
+            })?;
             fs::symlink_metadata(path).map_err(inspect)?
         }
         Err(error) => return Err(inspect(error)),
@@ -104,6 +100,24 @@ pub fn private_folder(path: &Path) -> Result<(), StateRootError> {
             path: path.into(),
             mode: metadata.mode() & 0o777,
         });
+    }
+    Ok(())
+}
+
+/// Makes a folder with its parents, each on disk before anything can be put into it.
+fn create_durably(path: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = path
+        .ancestors()
+        .take_while(|folder| fs::symlink_metadata(folder).is_err())
+        .collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    for folder in missing.iter().rev().filter_map(|folder| folder.parent()) {
+        let folder = if folder.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            folder
+        };
+        File::open(folder)?.sync_all()?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! `pillbug images`: what is in the image store.
 
-use std::{collections::HashSet, process::ExitCode, time::Duration};
+use std::{collections::HashSet, process::ExitCode};
 
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
@@ -67,7 +67,6 @@ struct Line {
 pub fn run(arguments: &ImagesArgs) -> anyhow::Result<ExitCode> {
     let wanted = arguments.name.as_deref().map(Wanted::parse).transpose()?;
     let images = super::image_store()?.list()?;
-    let now = Timestamp::now();
     let mut lines = Vec::new();
     for image in &images {
         let names = image.names.iter().map(Some);
@@ -77,7 +76,7 @@ pub fn run(arguments: &ImagesArgs) -> anyhow::Result<ExitCode> {
                 .as_ref()
                 .is_none_or(|wanted| name.is_some_and(|name| wanted.is(&name.0)))
             {
-                lines.push(line(image, name, now, arguments.no_trunc));
+                lines.push(line(image, name, arguments.no_trunc));
             }
         }
     }
@@ -109,18 +108,11 @@ impl Wanted {
     }
 }
 
-fn line(
-    image: &Listed,
-    name: Option<&(Reference, Digest)>,
-    now: Timestamp,
-    no_trunc: bool,
-) -> Line {
+fn line(image: &Listed, name: Option<&(Reference, Digest)>, no_trunc: bool) -> Line {
     let created = image
         .config
-        .created()
-        .as_deref()
-        .and_then(|text| text.parse::<Timestamp>().ok());
-    let age = created.map(|created| Duration::try_from(now - created).unwrap_or_default());
+        .as_ref()
+        .and_then(|config| config.created().as_deref()?.parse::<Timestamp>().ok());
     let (repository, tag, digest) = match name {
         Some((name, digest)) => (
             name.familiar_name(),
@@ -139,7 +131,7 @@ fn line(
             image.id.short()
         },
         created_at: created.map_or_else(|| "N/A".into(), |created| created.to_string()),
-        created_since: age.map_or_else(|| "N/A".into(), |age| format!("{} ago", units::span(age))),
+        created_since: units::ago(created),
         size: units::size(image.size),
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 /// A size in decimal units with three significant digits: `4.26MB`.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
@@ -25,6 +27,15 @@ pub fn size(bytes: u64) -> String {
         &digits
     };
     format!("{digits}{}", UNITS[unit])
+}
+
+/// How long ago something was, where that is known: `3 weeks ago`.
+pub fn ago(then: Option<Timestamp>) -> String {
+    let Some(then) = then else {
+        return "N/A".into();
+    };
+    let age = Duration::try_from(Timestamp::now() - then).unwrap_or_default();
+    format!("{} ago", span(age))
 }
 
 /// A span of time in one unit: `3 weeks`.

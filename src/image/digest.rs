@@ -202,6 +202,17 @@ impl Hasher {
     }
 }
 
+impl Write for Hasher {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.update(buffer);
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// A reader or writer that hashes and counts everything that passes through it.
 pub struct Hashed<T> {
     inner: T,

@@ -3,6 +3,8 @@
 //!
 //! A [`Source`] only hands out bytes; nothing it says is believed. What a name shall mean is the caller's business.
 
+mod download;
+
 use std::{
     collections::{HashMap, HashSet},
     error::Error,
@@ -33,6 +35,24 @@ pub(crate) trait Source: Sync {
     fn spooled(&self, _blob: &Blob) -> Option<PathBuf> {
         None
     }
+
+    /// This source as one that is far away, where it is.
+    fn remote(&self) -> Option<&dyn Remote> {
+        None
+    }
+}
+
+/// A source whose transfers break, are resumed, and are worth keeping when they are not finished.
+pub(crate) trait Remote: Source {
+    /// Begins to read a blob at its byte number `from`.
+    fn open_at(&self, blob: &Blob, from: u64) -> Result<Box<dyn Read + Send + '_>, SourceError>;
+
+    /// Waits until a transfer may be resumed that broke for the time number `retry` without progress in between,
+    /// 0 being the first; false to give up.
+    fn wait(&self, retry: u32) -> bool;
+
+    /// Most layers to transfer at once.
+    fn parallel(&self) -> usize;
 }
 
 /// Why a source has no such blob; its text names the source.
@@ -52,6 +72,8 @@ pub enum Progress {
         /// Bytes there will be.
         total: u64,
     },
+    /// Another process is fetching a layer that is waited for.
+    Waiting(Digest),
     /// A layer arrived whole and is being taken apart.
     Converting(Digest),
     /// A layer is ready.
@@ -218,9 +240,11 @@ impl Import<'_> {
                 }
             }
         };
-        let workers = thread::available_parallelism()
-            .map_or(1, usize::from)
-            .min(MAX_WORKERS);
+        let workers = match self.source.remote() {
+            Some(remote) => remote.parallel(),
+            None => thread::available_parallelism().map_or(1, usize::from),
+        };
+        let workers = workers.clamp(1, MAX_WORKERS);
         thread::scope(|scope| {
             for _ in 1..workers.min(distinct.len()) {
                 scope.spawn(work);
@@ -271,6 +295,9 @@ impl Import<'_> {
 
     /// Brings a layer's blob into the transaction.
     fn fetch(&self, blob: &Blob) -> Result<PathBuf, ImportError> {
+        if let Some(remote) = self.source.remote() {
+            return self.download(remote, blob);
+        }
         let mut bytes = 0;
         let mut arrived = |piece: &[u8]| {
             bytes += piece.len() as u64;
@@ -303,7 +330,7 @@ impl Import<'_> {
         Ok(self.transaction.stage(Kind::Blobs, &blob.digest, path)?)
     }
 
-    /// Reads a blob piece by piece; fails unless it is exactly what it should be. No more than its size is read.
+    /// Reads a blob piece by piece; fails unless it is exactly what it should be.
     fn receive(
         &self,
         blob: &Blob,
@@ -314,40 +341,71 @@ impl Import<'_> {
             .source
             .open(blob)
             .map_err(|source| ImportError::Open { digest, source })?;
-        let mut hasher = Hasher::new(digest.algorithm());
+        let mut arrived = Arrived::new(blob);
+        arrived.take_from(&mut *reader, &mut take)?;
+        arrived.check()
+    }
+}
+
+/// What has arrived of a blob.
+struct Arrived<'b> {
+    blob: &'b Blob,
+    hasher: Hasher,
+    bytes: u64,
+}
+
+impl<'b> Arrived<'b> {
+    fn new(blob: &'b Blob) -> Self {
+        Self {
+            blob,
+            hasher: Hasher::new(blob.digest.algorithm()),
+            bytes: 0,
+        }
+    }
+
+    /// Takes in what `reader` gives, piece by piece, up to its end. No more is taken than there should be.
+    fn take_from(
+        &mut self,
+        reader: &mut dyn Read,
+        take: &mut dyn FnMut(&[u8]) -> Result<(), ImportError>,
+    ) -> Result<(), ImportError> {
+        let digest = self.blob.digest;
         let mut buffer = vec![0; PIECE];
-        let mut received = 0;
         loop {
             let count = match reader.read(&mut buffer) {
-                Ok(0) => break,
+                Ok(0) => return Ok(()),
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(source) => return Err(ImportError::Read { digest, source }),
             };
-            received += count as u64;
-            if received > blob.size {
-                return Err(ImportError::Size {
-                    digest,
-                    expected: blob.size,
-                    found: "more".into(),
-                });
+            if count as u64 > self.blob.size - self.bytes {
+                return Err(self.size("more".into()));
             }
-            hasher.update(&buffer[..count]);
+            self.bytes += count as u64;
+            self.hasher.update(&buffer[..count]);
             take(&buffer[..count])?;
         }
-        if received != blob.size {
-            return Err(ImportError::Size {
-                digest,
-                expected: blob.size,
-                found: format!("{received} bytes"),
-            });
+    }
+
+    fn check(self) -> Result<(), ImportError> {
+        let expected = self.blob.digest;
+        if self.bytes != self.blob.size {
+            return Err(self.size(format!("{} bytes", self.bytes)));
         }
-        match hasher.finish() {
-            found if found == digest => Ok(()),
+        match self.hasher.finish() {
+            found if found == expected => Ok(()),
             found => Err(ImportError::Digest {
-                expected: digest,
+                expected,
                 found: found.to_string(),
             }),
+        }
+    }
+
+    fn size(&self, found: String) -> ImportError {
+        ImportError::Size {
+            digest: self.blob.digest,
+            expected: self.blob.size,
+            found,
         }
     }
 }
@@ -355,7 +413,7 @@ impl Import<'_> {
 /// Bytes read at once.
 const PIECE: usize = 128 << 10;
 /// Most layers in work at once; each may need the window of a decompressor.
-const MAX_WORKERS: usize = 4;
+const MAX_WORKERS: usize = 16;
 
 fn refused(blob: &Blob, source: ManifestError) -> ImportError {
     ImportError::Manifest {

@@ -29,9 +29,9 @@ pub(crate) const MARKER: &str = "oci-layout";
 /// The entry point of a layout.
 pub(crate) const INDEX: &str = "index.json";
 /// Annotation with which containerd and Docker name an image in full.
-const FULL_NAME: &str = "io.containerd.image.name";
+pub(crate) const FULL_NAME: &str = "io.containerd.image.name";
 /// Annotation with which everybody else names it: a tag, a full name or anything else.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// Why something is no usable layout.
 #[derive(Debug, thiserror::Error)]

@@ -29,6 +29,14 @@ mod docker {
     pub const FOREIGN_GZIP: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
 }
 
+/// The media types of the documents that an image's reference may lead to.
+pub const MANIFEST_TYPES: &[&str] = &[
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.oci.image.manifest.v1+json",
+    docker::LIST,
+    docker::MANIFEST,
+];
+
 /// Why a document describes no image that can run here.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
@@ -339,6 +347,14 @@ pub fn parse_config(
         .map(|text| text.parse())
         .collect::<Result<_, _>>()?;
     Ok((config, diff_ids))
+}
+
+/// What a manifest calls itself; OCI's older ones say nothing.
+#[must_use]
+pub fn media_type(manifest: &[u8]) -> MediaType {
+    let shape: Option<Shape> = serde_json::from_slice(manifest).ok();
+    let named = shape.and_then(|shape| shape.media_type);
+    named.map_or(MediaType::ImageManifest, |name| name.as_str().into())
 }
 
 /// The ChainID of a stack of layers, lowest first, as the image specification's "Layer ChainID" defines it.

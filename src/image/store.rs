@@ -6,6 +6,7 @@
 //! rootfs/<algorithm>/<hex>    a root file system's metadata, by ChainID } from blobs
 //! images/<algorithm>/<hex>    record of an image, by the digest of its manifest; its lease
 //! names/<domain>/<path>/:tag  which image a name means
+//! partial/<algorithm>-<hex>   a download that is not complete, locked while somebody works on it
 //! temp/<random>/              what a running operation has not committed yet
 //! lock                        shared by whoever adds, exclusive for whoever removes
 //! ```
@@ -15,9 +16,11 @@
 //! Nothing is removed but by a sweep, alone under `lock`, of what no record and no running operation needs.
 //! How images are read out of archives or registries is not known here.
 
+mod contents;
 mod files;
 mod images;
 mod names;
+mod partial;
 mod sweep;
 mod transaction;
 
@@ -28,14 +31,16 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use contents::Contents;
+pub use contents::Description;
 pub use files::FileError;
 pub use images::{Image, Listed};
 pub use names::NameRecord;
-pub use sweep::Removed;
+pub use sweep::{Pruned, Removed};
 pub(crate) use transaction::Transaction;
 
 use crate::{
-    image::{digest::Digest, manifest::ManifestError, reference::Reference, rootfs::RootfsError},
+    image::{digest::Digest, manifest::ManifestError, rootfs::RootfsError},
     state_root::{StateRootError, private_folder},
 };
 
@@ -90,7 +95,7 @@ impl Kind {
     }
 
     /// Where such content lies in the store.
-    fn place(self, digest: &Digest) -> PathBuf {
+    pub(crate) fn place(self, digest: &Digest) -> PathBuf {
         let mut path = PathBuf::from(self.folder());
         path.push(digest.algorithm().as_str());
         path.push(digest.hex());
@@ -159,7 +164,7 @@ impl Store {
             private_folder(folder).map_err(StoreError::Folder)?;
         }
         let kinds = [Kind::Blobs, Kind::Layers, Kind::Rootfs, Kind::Images].map(Kind::folder);
-        for folder in kinds.into_iter().chain(["names", "temp"]) {
+        for folder in kinds.into_iter().chain(["names", partial::FOLDER, "temp"]) {
             private_folder(&root.join(folder)).map_err(StoreError::Folder)?;
         }
         let store = Self { root };
@@ -174,16 +179,8 @@ impl Store {
     ///
     /// [`StoreError::Unknown`] where there is no such image, [`StoreError::AmbiguousId`] where there are several.
     pub fn resolve(&self, name: &str) -> Result<Image, StoreError> {
-        if !name.starts_with("sha256:")
-            && let Ok(reference) = name.parse::<Reference>()
-            && let Some(found) = self.find_name(&reference)?
-        {
-            return self.image(&found.manifest, Some(reference));
-        }
-        match self.find_id(name)? {
-            Some(manifest) => self.image(&manifest, None),
-            None => Err(StoreError::Unknown(name.into())),
-        }
+        let (manifest, _, reference) = self.find(name)?;
+        self.image(&manifest, reference)
     }
 
     /// The folder of all blobs, laid out as `blobs` of an OCI image layout. For reading only.

@@ -220,6 +220,7 @@ impl Place {
             .mode(0o700)
             .create(folder.path().join("state"))
             .unwrap();
+        fs::write(folder.path().join("registries.toml"), "").unwrap();
         Self { folder }
     }
 
@@ -241,7 +242,11 @@ impl Place {
     /// The command under test, working on this place's state.
     pub fn pillbug(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pillbug"));
-        command.args(arguments).env("PILLBUG_ROOT", self.state());
+        command
+            .args(arguments)
+            .env("PILLBUG_ROOT", self.state())
+            .env("DOCKER_CONFIG", self.path("docker"))
+            .env("PILLBUG_REGISTRIES", self.path("registries.toml"));
         command
     }
 

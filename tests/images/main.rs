@@ -1,9 +1,13 @@
 //! Images into and out of the store, by the built binary and from archives made here or by other tools.
 
 mod crashes;
+mod faults;
 mod fixture;
 mod load;
 mod peers;
+mod power;
 mod refused;
+mod registry;
+mod server;
 mod sharing;
 mod state;

@@ -46,7 +46,7 @@ fn candidate(archive: &mut Archive, item: &Item) -> Result<Candidate, ArchiveErr
     let config_digest = Digest::of(&config);
     let mut descriptors = Vec::new();
     for (name, diff_id) in layers.iter().zip(diff_ids) {
-        let content = archive.member(name)?.clone();
+        let content = archive.members.get(name)?.clone();
         let (media_type, digest) = identify(archive, &content, diff_id)?;
         descriptors.push(descriptor(media_type, content.size(), digest)?);
         archive.blobs.insert(digest, content);
@@ -83,7 +83,7 @@ fn identify(
     content: &Content,
     diff_id: Digest,
 ) -> Result<(MediaType, Digest), ArchiveError> {
-    let mut reader = archive.read(content).map_err(ArchiveError::Read)?;
+    let mut reader = archive.members.read(content).map_err(ArchiveError::Read)?;
     let mut magic = Vec::new();
     reader
         .by_ref()

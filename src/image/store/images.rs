@@ -35,7 +35,7 @@ pub struct Image {
 
 /// A shared lock on the record of an image.
 #[derive(Debug)]
-struct Lease {
+pub(super) struct Lease {
     _record: File,
 }
 
@@ -48,8 +48,8 @@ pub struct Listed {
     pub id: Digest,
     /// Its names with what each denotes where it came from.
     pub names: Vec<(Reference, Digest)>,
-    /// Its configuration.
-    pub config: ImageConfiguration,
+    /// Its configuration, where it is not damaged.
+    pub config: Option<ImageConfiguration>,
     /// Bytes of its root file system on this disk, shared layers counted in full.
     pub size: u64,
 }
@@ -86,7 +86,7 @@ impl Store {
     }
 
     /// Reads a record and keeps its image in the store for as long as the lease lives.
-    fn lease(&self, digest: &Digest) -> Result<(Record, Lease), StoreError> {
+    pub(super) fn lease(&self, digest: &Digest) -> Result<(Record, Lease), StoreError> {
         let path = self.path(Kind::Images, digest);
         let unknown = || StoreError::Unknown(digest.to_string());
         let file = files::open(&path).map_err(|error| {
@@ -132,7 +132,7 @@ impl Store {
     }
 
     /// The records of all images, by the digests of their manifests.
-    pub(super) fn records(&self) -> Result<BTreeMap<Digest, Record>, StoreError> {
+    pub(crate) fn records(&self) -> Result<BTreeMap<Digest, Record>, StoreError> {
         let mut records = BTreeMap::new();
         for digest in self.digests(Kind::Images)? {
             if let Some(record) = self.record(&digest)? {
@@ -196,15 +196,11 @@ impl Store {
         }
         let mut images = Vec::new();
         for (digest, record) in self.records()? {
-            let config = match self.config(&digest, &record) {
-                Err(StoreError::File(error)) if error.is_missing() => continue,
-                config => config?,
-            };
             images.push(Listed {
                 digest,
                 id: record.config,
                 names: names.remove(&digest).unwrap_or_default(),
-                config,
+                config: self.config(&digest, &record).ok(),
                 size: self.size(&record),
             });
         }
@@ -217,15 +213,19 @@ impl Store {
         Ok(images)
     }
 
-    fn size(&self, record: &Record) -> u64 {
+    /// Bytes of an image's root file system on this disk.
+    pub(super) fn size(&self, record: &Record) -> u64 {
         let layers = record
             .layers
             .iter()
-            .map(|layer| self.path(Kind::Layers, &layer.diff_id).join("data"));
-        layers
-            .chain([self.path(Kind::Rootfs, &record.rootfs)])
-            .filter_map(|path| fs::metadata(path).ok())
-            .map(|metadata| metadata.len())
-            .sum()
+            .map(|layer| self.layer_bytes(&layer.diff_id));
+        let metadata = fs::metadata(self.path(Kind::Rootfs, &record.rootfs));
+        layers.sum::<u64>() + metadata.map_or(0, |metadata| metadata.len())
+    }
+
+    /// Bytes of a layer's contents on this disk.
+    pub(super) fn layer_bytes(&self, diff_id: &Digest) -> u64 {
+        let data = self.path(Kind::Layers, diff_id).join("data");
+        fs::metadata(data).map_or(0, |metadata| metadata.len())
     }
 }

@@ -68,8 +68,13 @@ impl Store {
         Ok(None)
     }
 
+    /// What this very name means, if anything.
+    pub(crate) fn name(&self, reference: &Reference) -> Result<Option<NameRecord>, StoreError> {
+        Ok(self.read_name(&place(reference))?)
+    }
+
     /// Every name there is, sorted.
-    pub(super) fn names(&self) -> Result<Vec<(Reference, NameRecord)>, StoreError> {
+    pub(crate) fn names(&self) -> Result<Vec<(Reference, NameRecord)>, StoreError> {
         let mut names = Vec::new();
         for domain in files::list(&self.root.join("names"))? {
             self.names_below(&Path::new("names").join(&domain), &domain, 0, &mut names)?;

@@ -1,13 +1,22 @@
 //! Removal: of images that a person names, of what no image needs, and of what crashes left.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, io};
 
 use super::{
-    Kind, Lock, Store, StoreError,
+    Kind, Listed, Lock, Store, StoreError,
     files::{self, FileError},
     transaction,
 };
 use crate::image::{digest::Digest, reference::Reference};
+
+/// What a [`Store::prune`] did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// What went, in order.
+    pub removed: Vec<Removed>,
+    /// Bytes of disk that are free again.
+    pub bytes: u64,
+}
 
 /// One thing that a removal did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,6 +120,33 @@ impl Store {
         Ok(removed)
     }
 
+    /// Removes the images that `goes` says, told each with its names, of those that nobody uses, and whatever else
+    /// nobody needs: what interrupted pulls kept among it.
+    ///
+    /// # Errors
+    ///
+    /// Where something cannot be removed.
+    pub fn prune(&self, goes: impl Fn(&Listed) -> bool) -> Result<Pruned, StoreError> {
+        let lock = self.lock_exclusive()?;
+        let mut pruned = Pruned::default();
+        for image in self.list()?.into_iter().filter(|image| goes(image)) {
+            let path = self.path(Kind::Images, &image.digest);
+            let record = files::open(&path)?;
+            if !files::try_lock_exclusive(&record, &path)? {
+                continue;
+            }
+            for (reference, _) in image.names {
+                self.remove_name(&reference)?;
+                pruned.removed.push(Removed::Untagged(reference));
+            }
+            pruned
+                .removed
+                .push(Removed::Deleted(self.remove_record(&image.digest)?));
+        }
+        pruned.bytes = self.sweep(&lock)? + self.discard_partial()?;
+        Ok(pruned)
+    }
+
     /// Removes the record of an image that nobody uses. What it needed goes with the next sweep.
     fn remove_record(&self, manifest: &Digest) -> Result<Digest, StoreError> {
         let path = self.path(Kind::Images, manifest);
@@ -127,12 +163,12 @@ impl Store {
     /// Sweeps as soon as nobody adds anything.
     pub(super) fn sweep_all(&self) -> Result<(), StoreError> {
         let lock = self.lock_exclusive()?;
-        self.sweep(&lock)
+        self.sweep(&lock).map(|_| ())
     }
 
-    /// Removes all content that no image and no running operation needs. Files that are open elsewhere live on
-    /// there.
-    fn sweep(&self, _lock: &Lock) -> Result<(), StoreError> {
+    /// Removes all content that no image and no running operation needs, and gives how many bytes it took. Files
+    /// that are open elsewhere live on there.
+    fn sweep(&self, _lock: &Lock) -> Result<u64, StoreError> {
         let mut needed: HashSet<(Kind, Digest)> = HashSet::new();
         for (manifest, record) in self.records()? {
             needed.extend(record.objects(&manifest));
@@ -140,23 +176,41 @@ impl Store {
         for name in files::list(&self.temp())? {
             needed.extend(transaction::pinned(&self.temp().join(name))?);
         }
+        let mut bytes = 0;
         for kind in Kind::SWEPT {
             for digest in self.digests(kind)? {
                 if !needed.contains(&(kind, digest)) {
-                    self.discard(kind, &digest)?;
+                    bytes += self.discard(kind, &digest)?;
                 }
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Removes content that images need, because it is damaged.
+    pub(crate) fn discard_all(
+        &self,
+        objects: impl Iterator<Item = (Kind, Digest)>,
+    ) -> Result<(), StoreError> {
+        let _lock = self.lock_exclusive()?;
+        for (kind, digest) in objects {
+            match self.discard(kind, &digest) {
+                Err(FileError::Rename(_, error)) if error.kind() == io::ErrorKind::NotFound => {}
+                result => drop(result?),
             }
         }
         Ok(())
     }
 
     /// Removes content in one step, also where it is a folder: by way of `temp`.
-    fn discard(&self, kind: Kind, digest: &Digest) -> Result<(), FileError> {
+    fn discard(&self, kind: Kind, digest: &Digest) -> Result<u64, FileError> {
         let aside = self
             .temp()
             .join(format!("discarded-{}-{}", kind.folder(), digest.hex()));
         files::remove(&aside)?;
         files::replace(&self.path(kind, digest), &aside)?;
-        files::remove(&aside)
+        let bytes = files::disk_usage(&aside);
+        files::remove(&aside)?;
+        Ok(bytes)
     }
 }

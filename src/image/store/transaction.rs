@@ -22,6 +22,7 @@ use super::{
     Kind, NameRecord, Record, Store, StoreError,
     files::{self, FileError},
     names,
+    partial::Partial,
 };
 use crate::image::{digest::Digest, reference::Reference};
 
@@ -83,6 +84,11 @@ impl<'s> Transaction<'s> {
         Ok(path)
     }
 
+    /// Removes something of this operation's folder that is of no more use.
+    pub fn discard(&self, path: &Path) -> Result<(), FileError> {
+        files::remove(path)
+    }
+
     /// Keeps content in the store from now until this operation ends, if it is there.
     pub fn pin(&self, objects: &[(Kind, Digest)]) -> Result<(), FileError> {
         let _lock = self.store.lock_shared()?;
@@ -113,6 +119,22 @@ impl<'s> Transaction<'s> {
             .unwrap_or_else(PoisonError::into_inner)
             .insert((kind, *digest));
         Ok(staged)
+    }
+
+    /// The partial download of a blob.
+    pub fn partial(&self, digest: &Digest) -> Result<Partial, FileError> {
+        self.store.partial(digest)
+    }
+
+    /// Moves a complete download, which is locked and on disk, to its place. It stays there whatever becomes of this
+    /// operation, for the next that wants it.
+    pub fn publish_blob(&self, digest: &Digest, partial: &Partial) -> Result<PathBuf, FileError> {
+        let _lock = self.store.lock_shared()?;
+        let mut changed = BTreeSet::new();
+        let to = self.target(&Kind::Blobs.place(digest), &mut changed)?;
+        files::publish(&partial.path, &to)?;
+        sync_all(&mut changed)?;
+        Ok(to)
     }
 
     /// Adds an image, all of whose content is staged or pinned.
@@ -270,4 +292,103 @@ fn sync_all(folders: &mut BTreeSet<PathBuf>) -> Result<(), FileError> {
         files::sync_folder(&folder)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::store::LayerRecord;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let folder = tempfile::Builder::new()
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir()
+            .unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        (folder, store)
+    }
+
+    /// An image of one blob, which stands for all of its content.
+    fn add(store: &Store, content: &[u8]) -> Digest {
+        let digest = Digest::of(content);
+        let mut transaction = Transaction::begin(store).unwrap();
+        let path = transaction.new_path();
+        files::write(&path, content).unwrap();
+        transaction.stage(Kind::Blobs, &digest, &path).unwrap();
+        let layers = vec![LayerRecord {
+            blob: digest,
+            diff_id: digest,
+        }];
+        transaction.add_image(
+            digest,
+            Record {
+                config: digest,
+                layers,
+                rootfs: digest,
+            },
+        );
+        transaction.commit().unwrap();
+        digest
+    }
+
+    #[test]
+    fn a67_what_an_operation_relies_on_is_not_swept() {
+        let (_folder, store) = store();
+        let digest = add(&store, b"x");
+        let transaction = Transaction::begin(&store).unwrap();
+        transaction.pin(&[(Kind::Blobs, digest)]).unwrap();
+        store.prune(|_| true).unwrap();
+        assert!(store.record(&digest).unwrap().is_none());
+        assert!(transaction.find(Kind::Blobs, &digest).is_some());
+
+        drop(transaction);
+        store.prune(|_| true).unwrap();
+        assert!(!store.path(Kind::Blobs, &digest).exists());
+    }
+
+    #[test]
+    fn a51_what_a_dead_operation_left_is_removed_and_what_a_living_one_has_stays() {
+        let (folder, store) = store();
+        let living = Transaction::begin(&store).unwrap();
+        let (_, kept) = living.new_file().unwrap();
+        let dead = Transaction::begin(&store).unwrap();
+        let (_, left) = dead.new_file().unwrap();
+        // As if its process had been killed: the lock goes, the folder stays.
+        let Transaction { _alive, .. } = &dead;
+        _alive.unlock().unwrap();
+
+        Store::open(folder.path()).unwrap();
+        assert!(kept.exists());
+        assert!(!left.exists());
+    }
+
+    #[test]
+    fn a_failed_commit_gives_a_name_back() {
+        let (_folder, store) = store();
+        let (old, new) = (add(&store, b"old"), add(&store, b"new"));
+        let name: Reference = "a:1".parse().unwrap();
+        store.tag(&old.to_string(), name.clone()).unwrap();
+
+        let mut transaction = Transaction::begin(&store).unwrap();
+        transaction.add_name(
+            name.clone(),
+            NameRecord {
+                manifest: new,
+                target: new,
+            },
+        );
+        let blocked: Reference = "b:1".parse().unwrap();
+        transaction.add_name(
+            blocked.clone(),
+            NameRecord {
+                manifest: new,
+                target: new,
+            },
+        );
+        // Nothing can be renamed to where a folder is.
+        let place = store.root.join(names::place(&blocked));
+        std::fs::create_dir_all(place.join("x")).unwrap();
+        assert!(transaction.commit().is_err());
+        assert_eq!(store.name(&name).unwrap().unwrap().manifest, old);
+    }
 }

@@ -1,0 +1,545 @@
+//! Registries: a client of the OCI distribution specification, as far as images need it.
+//!
+//! Bytes are fetched and sent; what they are is never believed here, only their sizes are bounded: whoever asks checks
+//! digests. Credentials go to the registry of an image and to the token server it names, to nobody else, and never
+//! over plain HTTP unless the registry itself may be spoken to so.
+
+mod challenge;
+pub mod credentials;
+pub mod settings;
+mod token;
+mod transport;
+mod upload;
+
+use std::{
+    collections::HashMap,
+    io::Read,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use oci_spec::image::MediaType;
+use ureq::{Agent, Body, http::Response};
+
+pub(crate) use self::upload::Arrival;
+use self::{
+    challenge::Challenge,
+    credentials::{Credential, CredentialError, Credentials},
+    settings::{RegistrySettings, Settings, SettingsError},
+    transport::{Content, Request},
+};
+use crate::image::{
+    digest::{Algorithm, Digest, Hasher},
+    manifest::{Blob, MANIFEST_TYPES, MAX_DOCUMENT},
+    reference::Reference,
+};
+
+/// Where the images of docker.io really are.
+const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
+
+/// Why a registry did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum RegistryError {
+    #[error("cannot use the registry settings")]
+    Settings(#[from] SettingsError),
+    #[error("cannot use the credentials for {domain}")]
+    Credentials {
+        domain: String,
+        source: CredentialError,
+    },
+    #[error("cannot use the certificates in {path}")]
+    Certificates {
+        path: String,
+        source: std::io::Error,
+    },
+    #[error("cannot reach {host}")]
+    Transport { host: String, source: ureq::Error },
+    #[error("{0} asks for a login that is not supported: {1:?}")]
+    Challenge(String, String),
+    #[error(
+        "{name} is not there or not for everybody: check the name, or run `pillbug login {domain}`"
+    )]
+    Denied { name: String, domain: String },
+    #[error("{domain} does not accept the login: run `pillbug login {domain}`")]
+    Login { domain: String },
+    #[error("the registry has no {0}")]
+    NotFound(String),
+    #[error("{host} is limiting requests: try again later, or run `pillbug login`")]
+    TooManyRequests { host: String },
+    #[error("{host} answered {status} to {what}{detail}")]
+    Status {
+        host: String,
+        status: u16,
+        what: String,
+        detail: String,
+    },
+    #[error("{what} is larger than the {MAX_DOCUMENT} bytes allowed")]
+    TooLarge { what: String },
+    #[error("cannot read {what} from {host}")]
+    Read {
+        host: String,
+        what: String,
+        source: std::io::Error,
+    },
+    #[error("{host} answered nonsense to {what}")]
+    Nonsense { host: String, what: String },
+}
+
+/// What this user can reach registries with.
+pub struct Client {
+    settings: Settings,
+    credentials: Option<Credentials>,
+    agents: Mutex<HashMap<String, Agent>>,
+}
+
+/// What is to be done in a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Read.
+    Pull,
+    /// Read and write.
+    Push,
+}
+
+impl Access {
+    fn actions(self) -> &'static str {
+        match self {
+            Self::Pull => "pull",
+            Self::Push => "pull,push",
+        }
+    }
+}
+
+impl Client {
+    /// A client with the settings and the credentials of this user.
+    ///
+    /// # Errors
+    ///
+    /// Where the settings cannot be read.
+    pub fn new() -> Result<Self, RegistryError> {
+        Ok(Self {
+            settings: Settings::load()?,
+            credentials: Credentials::locate().ok(),
+            agents: Mutex::default(),
+        })
+    }
+
+    /// Checks that a registry accepts a name and a password, and keeps them for it.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::Login`] where it does not.
+    pub fn log_in(&self, domain: &str, user: &str, password: &str) -> Result<(), RegistryError> {
+        let registry = self.repository_at(host_of(domain), domain, "", Access::Pull)?;
+        registry.try_login(user, password)?;
+        let failed = |source| RegistryError::Credentials {
+            domain: domain.into(),
+            source,
+        };
+        Credentials::locate()
+            .and_then(|kept| kept.put(domain, user, password))
+            .map_err(failed)
+    }
+
+    /// Forgets the login for a registry, and says whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// Where it cannot be forgotten.
+    pub fn log_out(&self, domain: &str) -> Result<bool, RegistryError> {
+        let failed = |source| RegistryError::Credentials {
+            domain: domain.into(),
+            source,
+        };
+        Credentials::locate()
+            .and_then(|kept| kept.remove(domain))
+            .map_err(failed)
+    }
+
+    /// The repository of a reference at its own registry.
+    pub(crate) fn repository(
+        &self,
+        reference: &Reference,
+        access: Access,
+    ) -> Result<Repository<'_>, RegistryError> {
+        let domain = reference.domain();
+        let host = if domain == "docker.io" {
+            DOCKER_HUB_HOST
+        } else {
+            domain
+        };
+        self.repository_at(host, domain, reference.path(), access)
+    }
+
+    /// The repositories of a reference at the mirrors of its registry, in the order in which to ask them.
+    pub(crate) fn mirrors(
+        &self,
+        reference: &Reference,
+    ) -> Result<Vec<Repository<'_>>, RegistryError> {
+        let mirrors = self.settings.of(reference.domain()).mirrors;
+        mirrors
+            .iter()
+            .map(|host| self.repository_at(host, host, reference.path(), Access::Pull))
+            .collect()
+    }
+
+    fn repository_at(
+        &self,
+        host: &str,
+        domain: &str,
+        path: &str,
+        access: Access,
+    ) -> Result<Repository<'_>, RegistryError> {
+        let settings = self.settings.of(host);
+        let agent = self.agent(host, &settings)?;
+        let base = transport::base(&agent, host, &settings)?;
+        Ok(Repository {
+            client: self,
+            agent,
+            base,
+            host: host.into(),
+            domain: domain.into(),
+            path: path.into(),
+            scope: if path.is_empty() {
+                String::new()
+            } else {
+                format!("repository:{path}:{}", access.actions())
+            },
+            authorization: Mutex::default(),
+        })
+    }
+
+    /// One agent a host, since each may trust other certificates; connections are used again.
+    fn agent(&self, host: &str, settings: &RegistrySettings) -> Result<Agent, RegistryError> {
+        let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(agent) = agents.get(host) {
+            return Ok(agent.clone());
+        }
+        let agent = transport::agent(settings, self.settings.transfer.progress_timeout())?;
+        agents.insert(host.into(), agent.clone());
+        Ok(agent)
+    }
+
+    /// How content is transferred.
+    #[must_use]
+    pub fn transfer(&self) -> &settings::TransferSettings {
+        &self.settings.transfer
+    }
+}
+
+/// The host that answers for a registry.
+fn host_of(domain: &str) -> &str {
+    if domain == "docker.io" {
+        DOCKER_HUB_HOST
+    } else {
+        domain
+    }
+}
+
+/// One repository at one registry.
+pub(crate) struct Repository<'c> {
+    client: &'c Client,
+    agent: Agent,
+    /// `https://HOST`, or `http://HOST`.
+    base: String,
+    host: String,
+    /// What credentials are kept for.
+    domain: String,
+    path: String,
+    scope: String,
+    /// Value of the header that the registry accepted last.
+    authorization: Mutex<Option<String>>,
+}
+
+/// A document and what the registry calls it.
+pub(crate) struct FoundManifest {
+    /// What it is; its digest is that of the bytes.
+    pub blob: Blob,
+    /// The document.
+    pub bytes: Vec<u8>,
+}
+
+impl Repository<'_> {
+    /// The manifest or index that a tag or digest means.
+    pub fn manifest(&self, tag_or_digest: &str) -> Result<FoundManifest, RegistryError> {
+        let what = self.name_of(tag_or_digest);
+        let url = self.url(&format!("manifests/{tag_or_digest}"));
+        let response = self.send(&Request::get(&url).accept(MANIFEST_TYPES), &what)?;
+        let mut response = self.accept(response, &[200], &what)?;
+        let media_type = response
+            .headers()
+            .get("content-type")
+            .and_then(|value| value.to_str().ok())
+            .map_or(MediaType::ImageManifest, |text| {
+                text.split(';').next().unwrap_or_default().trim().into()
+            });
+        let bytes = self.read(&mut response, MAX_DOCUMENT, &what)?;
+        let algorithm = tag_or_digest
+            .parse()
+            .map_or(Algorithm::Sha256, |digest: Digest| digest.algorithm());
+        let mut hasher = Hasher::new(algorithm);
+        hasher.update(&bytes);
+        let digest = hasher.finish();
+        let size = bytes.len() as u64;
+        Ok(FoundManifest {
+            blob: Blob {
+                media_type,
+                digest,
+                size,
+            },
+            bytes,
+        })
+    }
+
+    /// The bytes of a blob, or of a manifest, from the byte number `from` on. They are not checked.
+    pub fn open(&self, blob: &Blob, from: u64) -> Result<Box<dyn Read + Send>, RegistryError> {
+        let is_document = MANIFEST_TYPES.contains(&blob.media_type.as_ref());
+        let kind = if is_document { "manifests" } else { "blobs" };
+        let what = blob.digest.to_string();
+        let url = self.url(&format!("{kind}/{what}"));
+        let mut request = Request::get(&url);
+        if is_document {
+            request = request.accept(MANIFEST_TYPES);
+        }
+        if from > 0 {
+            request = request.header("range", format!("bytes={from}-"));
+        }
+        let response = self.send(&request, &what)?;
+        let response = self.accept(response, &[200, 206], &what)?;
+        let is_partial = response.status() == 206;
+        let mut reader =
+            transport::body_reader(response, self.client.transfer().progress_timeout());
+        if from > 0 && !is_partial {
+            // The registry knows no ranges and begins at the beginning.
+            std::io::copy(
+                &mut Read::by_ref(&mut reader).take(from),
+                &mut std::io::sink(),
+            )
+            .map_err(|source| RegistryError::Read {
+                host: self.host.clone(),
+                what,
+                source,
+            })?;
+        }
+        Ok(Box::new(reader))
+    }
+
+    /// How a failed request or transfer that may be tried again is waited for; false when it has been tried often
+    /// enough.
+    pub fn wait(&self, retry: u32, asked: Option<Duration>) -> bool {
+        let transfer = self.client.transfer();
+        if retry >= transfer.retries {
+            return false;
+        }
+        thread::sleep(transfer.wait(retry, asked));
+        true
+    }
+
+    fn url(&self, rest: &str) -> String {
+        format!("{}/v2/{}/{rest}", self.base, self.path)
+    }
+
+    fn name_of(&self, tag_or_digest: &str) -> String {
+        let separator = if tag_or_digest.contains(':') {
+            '@'
+        } else {
+            ':'
+        };
+        format!("{}/{}{separator}{tag_or_digest}", self.domain, self.path)
+    }
+
+    /// Sends a request until it is answered for good: logs in when that is asked for, waits and tries again when the
+    /// registry is busy or not reached.
+    fn send(&self, request: &Request<'_>, what: &str) -> Result<Response<Body>, RegistryError> {
+        let mut retry = 0;
+        let mut has_logged_in = false;
+        loop {
+            let authorization = self
+                .authorization
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            // Where a registry sends us for an upload may be another host, which has no business with the login.
+            let is_ours = request.url().starts_with(&format!("{}/", self.base));
+            let authorization = authorization.filter(|_| is_ours);
+            let (asked, error) = match request.send(&self.agent, authorization.as_deref()) {
+                Ok(response) => match response.status().as_u16() {
+                    401 if is_ours && !has_logged_in => {
+                        has_logged_in = true;
+                        self.log_in(&response, authorization.as_deref())?;
+                        continue;
+                    }
+                    429 => (
+                        transport::retry_after(&response),
+                        RegistryError::TooManyRequests {
+                            host: self.host.clone(),
+                        },
+                    ),
+                    500 | 502..=504 => (
+                        transport::retry_after(&response),
+                        self.status(response, what),
+                    ),
+                    _ => return Ok(response),
+                },
+                Err(source) => {
+                    let is_transient = transport::is_transient(&source);
+                    let error = RegistryError::Transport {
+                        host: self.host.clone(),
+                        source,
+                    };
+                    if !is_transient {
+                        return Err(error);
+                    }
+                    (None, error)
+                }
+            };
+            if !request.may_be_repeated() || !self.wait(retry, asked) {
+                return Err(error);
+            }
+            retry += 1;
+        }
+    }
+
+    /// Asks for the base of the registry as a user, which needs no repository.
+    fn try_login(&self, user: &str, password: &str) -> Result<(), RegistryError> {
+        let url = format!("{}/v2/", self.base);
+        let transport = |source| RegistryError::Transport {
+            host: self.host.clone(),
+            source,
+        };
+        let refused = || RegistryError::Login {
+            domain: self.domain.clone(),
+        };
+        let anonymous = Request::get(&url)
+            .send(&self.agent, None)
+            .map_err(transport)?;
+        if anonymous.status() != 401 {
+            return self.accept(anonymous, &[200], "a login").map(|_| ());
+        }
+        let credential = Credential::Password {
+            user: user.into(),
+            password: password.into(),
+        };
+        let authorization = self.token(&self.demand(&anonymous)?, Some(credential))?;
+        let answer = Request::get(&url)
+            .send(&self.agent, authorization.as_deref())
+            .map_err(transport)?;
+        match answer.status().as_u16() {
+            200 => Ok(()),
+            401 | 403 => Err(refused()),
+            _ => Err(self.status(answer, "a login")),
+        }
+    }
+
+    fn demand(&self, response: &Response<Body>) -> Result<Challenge, RegistryError> {
+        let headers = response.headers().get_all("www-authenticate");
+        let texts: Vec<&str> = headers
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .collect();
+        let demand = texts.join(", ");
+        Challenge::parse(&demand).ok_or_else(|| {
+            RegistryError::Challenge(self.host.clone(), demand.chars().take(200).collect())
+        })
+    }
+
+    /// Meets the demand of an answer 401. Where another thread has met it since `used` was sent, that is enough.
+    fn log_in(&self, response: &Response<Body>, used: Option<&str>) -> Result<(), RegistryError> {
+        let mut authorization = self
+            .authorization
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if authorization.as_deref() != used {
+            return Ok(());
+        }
+        let challenge = self.demand(response)?;
+        let credential = match &self.client.credentials {
+            Some(credentials) => {
+                credentials
+                    .get(&self.domain)
+                    .map_err(|source| RegistryError::Credentials {
+                        domain: self.domain.clone(),
+                        source,
+                    })?
+            }
+            None => None,
+        };
+        *authorization = self.token(&challenge, credential)?;
+        Ok(())
+    }
+
+    /// The response, or its error.
+    fn accept(
+        &self,
+        response: Response<Body>,
+        wanted: &[u16],
+        what: &str,
+    ) -> Result<Response<Body>, RegistryError> {
+        match self.check(&response, wanted, what) {
+            Err(RegistryError::Status { .. }) => Err(self.status(response, what)),
+            Err(error) => Err(error),
+            Ok(()) => Ok(response),
+        }
+    }
+
+    fn check(
+        &self,
+        response: &Response<Body>,
+        wanted: &[u16],
+        what: &str,
+    ) -> Result<(), RegistryError> {
+        let (host, domain) = (self.host.clone(), self.domain.clone());
+        match response.status().as_u16() {
+            status if wanted.contains(&status) => Ok(()),
+            401 | 403 => Err(RegistryError::Denied {
+                name: what.into(),
+                domain,
+            }),
+            404 => Err(RegistryError::NotFound(what.into())),
+            status => Err(RegistryError::Status {
+                host,
+                status,
+                what: what.into(),
+                detail: String::new(),
+            }),
+        }
+    }
+
+    /// An error with what the registry says about it.
+    fn status(&self, mut response: Response<Body>, what: &str) -> RegistryError {
+        let status = response.status().as_u16();
+        let detail = transport::error_text(&mut response)
+            .map_or_else(String::new, |text| format!(": {text}"));
+        RegistryError::Status {
+            host: self.host.clone(),
+            status,
+            what: what.into(),
+            detail,
+        }
+    }
+
+    fn read(
+        &self,
+        response: &mut Response<Body>,
+        limit: u64,
+        what: &str,
+    ) -> Result<Vec<u8>, RegistryError> {
+        let mut bytes = Vec::new();
+        response
+            .body_mut()
+            .as_reader()
+            .take(limit + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|source| RegistryError::Read {
+                host: self.host.clone(),
+                what: what.into(),
+                source,
+            })?;
+        if bytes.len() as u64 > limit {
+            return Err(RegistryError::TooLarge { what: what.into() });
+        }
+        Ok(bytes)
+    }
+}

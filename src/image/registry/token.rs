@@ -1,0 +1,185 @@
+//! Meeting a registry's demand for a login, as the distribution project's "Token Authentication" specifies it.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde::Deserialize;
+use ureq::http::Method;
+
+use super::{
+    Content, RegistryError, Repository, Request, challenge::Challenge, credentials::Credential,
+};
+
+/// Most bytes of a token server's answer.
+const MAX_ANSWER: u64 = 1 << 20;
+/// What this client calls itself where OAuth2 wants a name.
+const CLIENT_ID: &str = "pillbug";
+
+/// A token server's answer: `token`, or `access_token` as OAuth2 calls it.
+#[derive(Deserialize)]
+struct Answer {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+impl Repository<'_> {
+    /// The header that meets a demand; none where there is nothing to meet it with.
+    pub(super) fn token(
+        &self,
+        challenge: &Challenge,
+        credential: Option<Credential>,
+    ) -> Result<Option<String>, RegistryError> {
+        let (realm, service, scope) = match challenge {
+            Challenge::Basic => {
+                return Ok(match credential {
+                    Some(Credential::Password { user, password }) => Some(basic(&user, &password)),
+                    _ => None,
+                });
+            }
+            Challenge::Bearer {
+                realm,
+                service,
+                scope,
+            } => (realm, service, scope),
+        };
+        // Over plain HTTP a login goes nowhere but to the registry that may be spoken to so.
+        let is_private =
+            realm.starts_with("https://") || realm.starts_with(&format!("{}/", self.base));
+        if !is_private {
+            return Err(RegistryError::Challenge(
+                self.host.clone(),
+                realm.chars().take(200).collect(),
+            ));
+        }
+        // Registries sometimes ask for less than what is about to be done.
+        let mut query = Vec::new();
+        query.extend(
+            Some(self.scope.as_str())
+                .filter(|scope| !scope.is_empty())
+                .map(|scope| ("scope", scope)),
+        );
+        query.extend(
+            scope
+                .as_deref()
+                .filter(|scope| *scope != self.scope)
+                .map(|scope| ("scope", scope)),
+        );
+        query.extend(service.as_deref().map(|service| ("service", service)));
+        let answer = match credential {
+            Some(Credential::IdentityToken(token)) => {
+                query.extend([
+                    ("grant_type", "refresh_token"),
+                    ("client_id", CLIENT_ID),
+                    ("refresh_token", &token),
+                ]);
+                let form = encode(&query);
+                let request = Request::new(Method::POST, realm, Content::Bytes(form.as_bytes()))
+                    .header("content-type", "application/x-www-form-urlencoded".into());
+                self.ask_token_server(&request, None)?
+            }
+            credential => {
+                let authorization = match &credential {
+                    Some(Credential::Password { user, password }) => Some(basic(user, password)),
+                    _ => None,
+                };
+                let separator = if realm.contains('?') { '&' } else { '?' };
+                let url = format!("{realm}{separator}{}", encode(&query));
+                self.ask_token_server(&Request::get(&url), authorization.as_deref())?
+            }
+        };
+        let token = answer
+            .token
+            .or(answer.access_token)
+            .filter(|token| !token.is_empty());
+        match token {
+            // What is no header value would come back as an unreadable error.
+            Some(token) if token.bytes().all(|byte| (0x21..0x7f).contains(&byte)) => {
+                Ok(Some(format!("Bearer {token}")))
+            }
+            _ => Err(RegistryError::Nonsense {
+                host: self.host.clone(),
+                what: "the request for a token".into(),
+            }),
+        }
+    }
+
+    fn ask_token_server(
+        &self,
+        request: &Request<'_>,
+        authorization: Option<&str>,
+    ) -> Result<Answer, RegistryError> {
+        let what = "the request for a token";
+        let mut retry = 0;
+        let mut response = loop {
+            match request.send(&self.agent, authorization) {
+                Ok(response) if response.status().as_u16() < 500 && response.status() != 429 => {
+                    break response;
+                }
+                Ok(response) => {
+                    if !self.wait(retry, super::transport::retry_after(&response)) {
+                        return Err(self.status(response, what));
+                    }
+                }
+                Err(source) => {
+                    if !super::transport::is_transient(&source) || !self.wait(retry, None) {
+                        return Err(RegistryError::Transport {
+                            host: self.host.clone(),
+                            source,
+                        });
+                    }
+                }
+            }
+            retry += 1;
+        };
+        match response.status().as_u16() {
+            200 => {}
+            401 | 403 => {
+                return Err(RegistryError::Login {
+                    domain: self.domain.clone(),
+                });
+            }
+            _ => return Err(self.status(response, what)),
+        }
+        let bytes = self.read(&mut response, MAX_ANSWER, what)?;
+        serde_json::from_slice(&bytes).map_err(|_| RegistryError::Nonsense {
+            host: self.host.clone(),
+            what: what.into(),
+        })
+    }
+}
+
+fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
+}
+
+/// Form encoding of names and values.
+fn encode(query: &[(&str, &str)]) -> String {
+    let mut text = String::new();
+    for (name, value) in query {
+        if !text.is_empty() {
+            text.push('&');
+        }
+        text.push_str(name);
+        text.push('=');
+        for byte in value.bytes() {
+            if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+                text.push(char::from(byte));
+            } else {
+                text.push_str(&format!("%{byte:02X}"));
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_are_encoded() {
+        let query = [("scope", "repository:a/b:pull,push"), ("service", "x y&z")];
+        assert_eq!(
+            encode(&query),
+            "scope=repository%3Aa%2Fb%3Apull%2Cpush&service=x%20y%26z"
+        );
+    }
+}

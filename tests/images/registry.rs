@@ -1,0 +1,327 @@
+//! Pulling from and pushing to a real registry.
+
+use std::{fs, process::Command, process::Stdio};
+
+use crate::{
+    fixture::{Fixture, Packing, Place, fail, succeed},
+    server::{Demand, Registry},
+};
+
+fn run(place: &Place, arguments: &[&str]) -> String {
+    succeed(place.pillbug(arguments).output().unwrap())
+}
+
+/// A place with an image of this name.
+fn place_with(image: &Fixture, name: &str) -> Place {
+    let place = Place::new();
+    place.load_well(&place.write("image", &image.clone().named(name).archive()));
+    place
+}
+
+#[test]
+fn what_is_pushed_is_pulled() {
+    let registry = Registry::start(Demand::Nothing);
+    let image = Fixture::new("round trip", &Packing::ALL);
+    let place = place_with(&image, "app:1");
+    let name = format!("{}/team/app:1", registry.address);
+    run(&place, &["tag", "app:1", &name]);
+    let pushed = run(&place, &["push", &name]);
+    assert!(
+        pushed.starts_with(&format!(
+            "The push refers to repository [{}/team/app]\n1: digest: sha256:",
+            registry.address
+        )),
+        "{pushed}"
+    );
+
+    let other = Place::new();
+    let pulled = other.pillbug(&["pull", &name]).output().unwrap();
+    let told = String::from_utf8_lossy(&pulled.stderr).into_owned();
+    let pulled = succeed(pulled);
+    assert!(
+        pulled.contains("Status: Downloaded newer image for ")
+            && pulled.ends_with(&format!("{name}\n")),
+        "{pulled}"
+    );
+    assert_eq!(told.matches("Pull complete").count(), 3, "{told}");
+    assert_eq!(other.images()[0][2], image.id());
+    assert!(run(&other, &["pull", &name]).contains("Status: Image is up to date"));
+    assert_eq!(run(&other, &["pull", "-q", &name]), format!("{name}\n"));
+
+    let digest = pushed
+        .split_whitespace()
+        .find(|word| word.starts_with("sha256:"))
+        .unwrap();
+    let pinned = format!("{}/team/app@{digest}", registry.address);
+    assert!(run(&Place::new(), &["pull", &pinned]).contains(&format!("Digest: {digest}\n")));
+    // A digest is known by the tag that it came with.
+    assert!(run(&other, &["image", "inspect", &pinned]).contains(digest));
+}
+
+#[test]
+fn what_is_there_is_not_sent_again() {
+    let registry = Registry::start(Demand::Nothing);
+    let place = place_with(
+        &Fixture::new("again", &[Packing::Gzip, Packing::Zstd]),
+        "app:1",
+    );
+    let names = ["one/app:1", "two/app:1"].map(|name| format!("{}/{name}", registry.address));
+    let push = |name: &str| {
+        run(&place, &["tag", "app:1", name]);
+        let output = place.pillbug(&["push", name]).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        succeed(output);
+        told
+    };
+    assert_eq!(push(&names[0]).matches(": Pushed").count(), 3);
+    assert_eq!(push(&names[0]).matches("Layer already exists").count(), 3);
+    assert_eq!(push(&names[1]).matches("Mounted from one/app").count(), 3);
+    run(&Place::new(), &["pull", &names[1]]);
+}
+
+#[test]
+fn peers_read_what_is_pushed_and_we_read_theirs() {
+    let registry = Registry::start(Demand::Nothing);
+    let image = Fixture::new("peers", &[Packing::Gzip]);
+    let place = place_with(&image, "app:1");
+    let ours = format!("{}/ours:1", registry.address);
+    run(&place, &["tag", "app:1", &ours]);
+    run(&place, &["push", &ours]);
+    let theirs = format!("{}/theirs:1", registry.address);
+    let copied = Command::new("skopeo")
+        .args([
+            "copy",
+            "-q",
+            "--src-tls-verify=false",
+            "--dest-tls-verify=false",
+        ])
+        .args([format!("docker://{ours}"), format!("docker://{theirs}")])
+        .output()
+        .unwrap();
+    succeed(copied);
+    let other = Place::new();
+    run(&other, &["pull", &theirs]);
+    assert_eq!(other.images()[0][2], image.id());
+}
+
+#[test]
+fn a_registry_that_demands_a_password_gets_it_after_a_login() {
+    let registry = Registry::start(Demand::Password);
+    let place = place_with(&Fixture::new("login", &[Packing::Gzip]), "app:1");
+    let name = format!("{}/app:1", registry.address);
+    run(&place, &["tag", "app:1", &name]);
+
+    let denied = fail(&place.pillbug(&["push", &name]).output().unwrap());
+    assert!(
+        denied.contains(&format!("run `pillbug login {}`", registry.address)),
+        "{denied}"
+    );
+    let login = |password: &str| {
+        place
+            .pillbug(&["login", "-u", "user", "-p", password, &registry.address])
+            .output()
+            .unwrap()
+    };
+    assert!(fail(&login("wrong")).contains("does not accept the login"));
+    assert_eq!(succeed(login("secret")), "Login Succeeded\n");
+    run(&place, &["push", &name]);
+    run(&place, &["pull", &name]);
+    run(&place, &["logout", &registry.address]);
+    fail(&place.pillbug(&["pull", &name]).output().unwrap());
+}
+
+#[test]
+fn a_certificate_must_be_trusted_also_on_this_machine() {
+    let registry = Registry::start(Demand::Tls);
+    let place = place_with(&Fixture::new("tls", &[Packing::Gzip]), "app:1");
+    let name = format!("{}/app:1", registry.address);
+    run(&place, &["tag", "app:1", &name]);
+    let refused = fail(&place.pillbug(&["push", &name]).output().unwrap());
+    assert!(refused.contains("certificate"), "{refused}");
+
+    let settings = format!(
+        "[registry.\"{}\"]\nca-files = [\"{}\"]\n",
+        registry.address,
+        registry.file("ca.pem").display()
+    );
+    fs::write(place.path("registries.toml"), settings).unwrap();
+    run(&place, &["push", &name]);
+    run(&place, &["pull", &name]);
+}
+
+#[test]
+fn a71_a_layer_that_several_want_is_fetched_once() {
+    let registry = Registry::start(Demand::Nothing);
+    let image = Fixture::new("many", &Packing::ALL);
+    let place = place_with(&image, "app:1");
+    let name = format!("{}/app:1", registry.address);
+    run(&place, &["tag", "app:1", &name]);
+    run(&place, &["push", &name]);
+
+    let shared = Place::new();
+    let pulls: Vec<_> = (0..8)
+        .map(|_| {
+            shared
+                .pillbug(&["pull", "-q", &name])
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for pull in pulls {
+        succeed(pull.wait_with_output().unwrap());
+    }
+    for layer in &image.layers {
+        assert_eq!(
+            registry.requests("GET", layer["digest"].as_str().unwrap()),
+            1,
+            "{layer}"
+        );
+    }
+    assert_eq!(shared.images()[0][2], image.id());
+}
+
+#[test]
+fn what_is_saved_is_what_was_loaded() {
+    let image = Fixture::new("save", &Packing::ALL);
+    let place = place_with(&image, "app:1");
+    run(&place, &["tag", "app:1", "app:2"]);
+    let path = place.path("saved.tar");
+    run(
+        &place,
+        &["save", "-o", path.to_str().unwrap(), "app:1", "app:2"],
+    );
+    let other = Place::new();
+    assert_eq!(
+        other.load_well(&path),
+        "Loaded image: app:1\nLoaded image: app:2\n"
+    );
+    assert!(other.images().iter().all(|line| line[2] == image.id()));
+    let store = |place: &Place| {
+        place
+            .content()
+            .into_iter()
+            .filter(|path| path.starts_with("blobs"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(store(&other), store(&place));
+
+    // As an OCI archive it is the same image to others; as a Docker archive it has the same layers.
+    run(&place, &["save", "-o", path.to_str().unwrap(), "app:1"]);
+    for source in ["oci-archive:{}", "docker-archive:{}:app:1"] {
+        let source = source.replace("{}", path.to_str().unwrap());
+        let copy = place.path(source.split(':').next().unwrap());
+        let copied = Command::new("skopeo")
+            .args(["copy", "-q", &source, &format!("oci:{}", copy.display())])
+            .output()
+            .unwrap();
+        succeed(copied);
+        let other = Place::new();
+        other.load_well(&copy);
+        let id = &other.images()[0][2];
+        assert_eq!(*id == image.id(), source.starts_with("oci"));
+        let inspected = run(&other, &["image", "inspect", id]);
+        let inspected: serde_json::Value = serde_json::from_str(&inspected).unwrap();
+        assert_eq!(
+            inspected[0]["RootFS"]["Layers"],
+            image.config["rootfs"]["diff_ids"]
+        );
+    }
+}
+
+#[test]
+fn prune_takes_what_has_lost_its_name() {
+    let place = place_with(&Fixture::new("old", &[Packing::Gzip]), "app:1");
+    let new = Fixture::new("new", &[Packing::Gzip]);
+    place.load_well(&place.write("image", &new.clone().named("app:1").archive()));
+    let pruned = run(&place, &["image", "prune", "-f"]);
+    assert!(
+        pruned.starts_with("Deleted Images:\ndeleted: sha256:")
+            && pruned.contains("Total reclaimed space: "),
+        "{pruned}"
+    );
+    assert_eq!(place.images().len(), 1);
+    run(&place, &["image", "prune", "-a", "-f"]);
+    assert_eq!(place.content(), [""; 0]);
+}
+
+#[test]
+fn history_and_inspect_tell_what_the_configuration_says() {
+    let mut image = Fixture::new("history", &[Packing::Gzip]);
+    image.config["history"] = serde_json::json!([
+        {"created": "2020-01-02T03:04:05Z", "created_by": "ADD rootfs \u{1b}[31m"},
+        {"created": "2020-01-02T03:04:06Z", "created_by": "CMD [\"sh\"]", "empty_layer": true},
+    ]);
+    image.config["config"]["Healthcheck"] = serde_json::json!({"Test": ["NONE"]});
+    image.seal();
+    let place = place_with(&image, "app:1");
+    let history = run(&place, &["history", "--no-trunc", "app:1"]);
+    let lines: Vec<_> = history.lines().collect();
+    assert!(
+        lines[1].starts_with(&image.id())
+            && lines[1].contains("CMD [\"sh\"]")
+            && lines[1].contains(" 0B"),
+        "{history}"
+    );
+    assert!(
+        lines[2].starts_with("<missing>") && lines[2].contains("ADD rootfs \\u{1b}[31m"),
+        "{history}"
+    );
+    let inspected: serde_json::Value =
+        serde_json::from_str(&run(&place, &["image", "inspect", "app:1"])).unwrap();
+    assert_eq!(inspected[0]["Id"], image.id());
+    assert_eq!(inspected[0]["Config"]["Healthcheck"]["Test"][0], "NONE");
+    assert_eq!(inspected[0]["RepoTags"][0], "app:1");
+}
+
+#[test]
+fn check_finds_damage_and_repairs_it() {
+    let registry = Registry::start(Demand::Nothing);
+    let image = Fixture::new("check", &[Packing::Gzip, Packing::Plain]);
+    let place = place_with(&image, "app:1");
+    let name = format!("{}/app:1", registry.address);
+    run(&place, &["tag", "app:1", &name]);
+    run(&place, &["push", &name]);
+    let whole = place.content();
+    assert_eq!(
+        run(&place, &["system", "check"]),
+        "The image store is sound.\n"
+    );
+    let check = |arguments: &[&str]| {
+        let output = place.pillbug(arguments).output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
+    };
+
+    for path in whole.iter().filter(|path| {
+        ["blobs", "layers", "rootfs"]
+            .iter()
+            .any(|kind| path.starts_with(kind))
+    }) {
+        let file = place.state().join("images").join(path);
+        let sound = fs::read(&file).unwrap();
+        let mut flipped = sound.clone();
+        match flipped.get_mut(sound.len() / 2) {
+            Some(byte) => *byte ^= 1,
+            // The data of a layer whose files all lie in its index.
+            None => flipped.push(0),
+        }
+        let truncated = (!sound.is_empty()).then_some(Some(&sound[..sound.len() / 2]));
+        for damage in [Some(&flipped[..]), None].into_iter().chain(truncated) {
+            match damage {
+                Some(bytes) => fs::write(&file, bytes).unwrap(),
+                None => fs::remove_file(&file).unwrap(),
+            }
+            let (code, found) = check(&["system", "check"]);
+            assert_eq!(code, Some(1), "{path}: {found}");
+            assert!(found.contains("needed by"), "{path}: {found}");
+            let (code, told) = check(&["system", "check", "--repair"]);
+            assert_eq!(code, Some(0), "{path}: {told}");
+            assert_eq!(fs::read(&file).unwrap(), sound, "{path}");
+        }
+    }
+    assert_eq!(place.content(), whole);
+}
