@@ -10,6 +10,7 @@ pub mod kernel;
 pub mod machine;
 pub mod memory;
 pub mod output;
+mod panic;
 pub mod probe;
 pub mod process;
 pub mod serial;

@@ -19,6 +19,7 @@ use crate::control::Ending;
 use crate::kernel::{self, KernelError};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::output::Output;
+use crate::panic;
 use crate::serial::{self, Serial};
 use crate::vcpu::{self, Vcpu, VcpuEnd, VcpuHandle, VcpuStartError};
 use crate::virtio::block::{Block, Disk, DiskError, Part};
@@ -27,9 +28,6 @@ use crate::x86::{boot, cpuid, layout, mptable, registers};
 use slots::Slots;
 
 pub use slots::SlotError;
-
-/// Longest message of a panic in bytes.
-const MAX_PANIC_MESSAGE: usize = 1024;
 
 /// Why a machine could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -236,7 +234,7 @@ impl RunningMachine {
         match self.ends.recv() {
             Ok(VcpuEnd::PowerOff) => Ending::PowerOff,
             // A kernel that panics says so on its console, then resets.
-            Ok(VcpuEnd::Reset) => match panic_message(&self.console_tail.bytes()) {
+            Ok(VcpuEnd::Reset) => match panic::message(&self.console_tail.bytes()) {
                 Some(message) => Ending::Panic { message },
                 None => Ending::Reset,
             },
@@ -254,15 +252,6 @@ impl RunningMachine {
             vcpu.stop();
         }
     }
-}
-
-/// The line of `console` in which a kernel says why it panicked, at most 1 KiB of it.
-fn panic_message(console: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(console);
-    let start = text.rfind("Kernel panic")?;
-    let line = text[start..].lines().next()?.trim_end();
-    let end = line.floor_char_boundary(MAX_PANIC_MESSAGE);
-    Some(line[..end].to_owned())
 }
 
 /// An error and its causes in one line.
