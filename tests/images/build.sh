@@ -1,40 +1,54 @@
 #!/bin/bash
 # Makes real container images from Debian packages and prints the folder of the last one.
 #
-#   build.sh NAME...        NAME is a recipe in this folder: busybox, debian, python
+#   build.sh NAME...        NAME is a recipe in this folder: busybox, smallfiles on it, debian, and on
+#                           that, layer for layer, python, nginx, redis, postgresql, openjdk
 #
 # Images lie in ${XDG_CACHE_HOME:-~/.cache}/pillbug/images/NAME-KEY, where KEY stands for the recipe
 # and its base's, each in every form that is met in the wild:
 #
 #   oci/        OCI layout, gzip layers     oci.tar     OCI archive of it
 #   zstd/       OCI layout, zstd layers     docker.tar  what `docker save` writes, plain layers
-#   tree        listing of what `umoci unpack` makes of it (list-tree.sh)
 set -euo pipefail
 
 fail() { echo "images: $*" >&2; exit 1; }
-[ $# -ge 1 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/pillbug/images
 path=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+# Nothing in an image is younger, so that the same packages make the same layers.
+export SOURCE_DATE_EPOCH=1793491200
+created=$(date -u -d "@$SOURCE_DATE_EPOCH" +%FT%TZ)
 
-# Adds a layer with these Debian packages to the image in layout $1.
-install_packages() {
+# Adds to the image in layout $1 a layer of what the script on standard input changes, run inside it
+# with the further arguments as its own.
+add_layer() {
   local layout=$1 root=bundle/rootfs
   shift
-  [ "$(id -u)" = 0 ] || fail "adding packages to an image takes root: run this with sudo"
-  umoci unpack --image "$layout" bundle
+  [ "$(id -u)" = 0 ] || fail "running programs inside an image takes root: run this with sudo"
+  [ -d bundle ] || umoci unpack --image "$layout" bundle
   cp --remove-destination /etc/resolv.conf $root/etc/resolv.conf
   # Services must not start in here.
   printf '#!/bin/sh\nexit 101\n' > $root/usr/sbin/policy-rc.d
   chmod +x $root/usr/sbin/policy-rc.d
-  env -i PATH=$path DEBIAN_FRONTEND=noninteractive chroot $root sh -ec '
+  # A mount namespace takes /proc away again, however the script ends; some packages want it there.
+  unshare --mount --fork --kill-child sh -ec 'mount -t proc proc '$root'/proc; exec chroot '$root' "$@"' sh \
+    env -i PATH=$path DEBIAN_FRONTEND=noninteractive sh -ec "$(cat)" sh "$@"
+  rm -rf $root/usr/sbin/policy-rc.d $root/var/cache/ldconfig/aux-cache
+  : > $root/etc/resolv.conf
+  find $root -xdev -newermt "@$SOURCE_DATE_EPOCH" -exec touch -hd "@$SOURCE_DATE_EPOCH" {} +
+  umoci repack --refresh-bundle --image "$layout" --history.created "$created" bundle
+}
+
+# Adds a layer with these Debian packages.
+install_packages() {
+  add_layer "$@" <<'SCRIPT'
     apt-get update -q
     apt-get install -qy --no-install-recommends "$@"
     apt-get clean
-    rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log /usr/sbin/policy-rc.d' sh "$@"
-  : > $root/etc/resolv.conf
-  umoci repack --image "$layout" bundle
+    rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log /var/cache/debconf/*-old
+SCRIPT
 }
 
 # A recipe's key: itself, this script, its base, and what it says it depends on besides.
@@ -42,7 +56,7 @@ key() {
   local base='' depends=true
   # shellcheck source=/dev/null
   source "$here/$1"
-  { cat "$here/build.sh" "$here/list-tree.sh" "$here/$1"; $depends; [ -z "$base" ] || key "$base"; } | sha256sum | cut -c1-16
+  { cat "$here/build.sh" "$here/$1"; $depends; [ -z "$base" ] || key "$base"; } | sha256sum | cut -c1-16
 }
 
 # Makes the image in the current folder. A process of its own, so that the first failure ends it.
@@ -56,16 +70,12 @@ make_image() { # name, folder of its base
     umoci new --image work:latest
   fi
   make_layer work:latest
-  umoci config --image work:latest --config.env "PATH=$path" "${config[@]}"
+  umoci config --image work:latest --created "$created" --history.created "$created" \
+    --config.env "PATH=$path" "${config[@]}"
   skopeo copy oci:work:latest "oci:oci:$1:latest"
   skopeo copy oci:work:latest "oci-archive:oci.tar:$1:latest"
   skopeo copy oci:work:latest "docker-archive:docker.tar:$1:latest"
   skopeo copy --dest-compress-format zstd oci:work:latest "oci:zstd:$1:latest"
-  if [ "$(id -u)" = 0 ]; then
-    rm -rf bundle
-    umoci unpack --image work:latest bundle
-    (cd bundle/rootfs && LC_ALL=C sh "$here/list-tree.sh") > tree
-  fi
   rm -rf bundle layer.tar rootfs work
 }
 
