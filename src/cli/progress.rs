@@ -39,6 +39,7 @@ impl Transfers {
     /// Shows what happened to a layer that is pulled.
     pub fn pulling(&self, progress: Progress) {
         match progress {
+            Progress::Found(layer) => self.show(layer, "Pulling fs layer", None, false),
             Progress::Present(layer) => self.show(layer, "Already exists", None, true),
             Progress::Waiting(layer) => {
                 self.show(layer, "Waiting for another download", None, false);
@@ -48,7 +49,11 @@ impl Transfers {
                 bytes,
                 total,
             } => self.show(layer, "Downloading", Some((bytes, total)), false),
-            Progress::Converting(layer) => self.show(layer, "Extracting", None, false),
+            Progress::Converting {
+                layer,
+                bytes,
+                total,
+            } => self.show(layer, "Extracting", Some((bytes, total)), false),
             Progress::Ready(layer) => self.show(layer, "Pull complete", None, true),
         }
     }
@@ -88,17 +93,16 @@ impl Transfers {
                     bar.set_prefix(layer.short());
                     bar
                 });
-                match moved {
-                    Some((bytes, total)) => {
-                        if bar.length().is_none() {
-                            bar.set_length(total);
-                            bar.set_style(style(BAR));
-                        }
-                        bar.set_position(bytes);
-                    }
-                    None => bar.set_style(style(WORDS)),
+                if bar.message() != words {
+                    // Rate and time left are those of what is being done now.
+                    bar.reset();
+                    bar.set_style(style(if moved.is_some() { BAR } else { WORDS }));
+                    bar.set_message(words.to_owned());
                 }
-                bar.set_message(words.to_owned());
+                if let Some((bytes, total)) = moved {
+                    bar.set_length(total);
+                    bar.set_position(bytes);
+                }
                 if is_over {
                     bar.abandon();
                 }

@@ -1,11 +1,14 @@
-//! `pillbug pull`: an image from a registry into the store.
+//! `pillbug pull`: an image from a registry into the store; and what `run` does of it on its way.
 
-use std::process::ExitCode;
+use std::{fs, process::ExitCode};
 
-use clap::Args;
+use anyhow::Context;
+use clap::{Args, ValueEnum};
 
 use super::progress::Transfers;
-use crate::image::{reference::Reference, registry::Client};
+use crate::image::{
+    manifest::Platform, pull::Pulled, reference::Reference, registry::Client, store::Store,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -13,6 +16,7 @@ Examples:
   pillbug pull quay.io/podman/hello:latest   of another registry
   pillbug pull localhost:5000/app            of one on this machine, over HTTP if need be
   pillbug pull debian@sha256:...             exactly this one
+  pillbug pull -a localhost:5000/app         every tag
 
 What was interrupted goes on where it stopped.";
 
@@ -23,35 +27,105 @@ pub struct PullArgs {
     /// Name of the image
     #[arg(value_name = "NAME[:TAG][@DIGEST]")]
     image: Reference,
+    /// Pull every tag of the repository
+    #[arg(short, long)]
+    all_tags: bool,
     /// Print the name only
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    platform: PlatformArg,
+}
+
+/// `--platform` of every verb that gets images.
+#[derive(Debug, Args)]
+pub struct PlatformArg {
+    /// Take the image for this platform; it must be one that this machine runs
+    #[arg(long, value_name = "OS/ARCHITECTURE")]
+    platform: Option<Platform>,
+}
+
+/// When `run` pulls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum When {
+    /// Also what is in the store, in case the registry has something newer.
+    Always,
+    /// What is not in the store.
+    #[default]
+    Missing,
+    /// Nothing.
+    Never,
 }
 
 /// Pulls and says what came.
 pub fn run(arguments: &PullArgs) -> anyhow::Result<ExitCode> {
-    let reference = &arguments.image;
     let store = super::image_store()?;
-    let transfers = Transfers::new(arguments.quiet);
-    if !arguments.quiet {
-        let wanted = reference.digest().map_or_else(
-            || reference.tag().unwrap_or_default().into(),
-            ToString::to_string,
-        );
-        super::print(&format!("{wanted}: Pulling from {}\n", reference.path()))?;
-    }
-    let pulled = store.pull(&Client::new()?, reference, &|progress| {
-        transfers.pulling(progress);
-    })?;
-    if !arguments.quiet {
-        let familiar = reference.familiar();
-        let status = if pulled.is_new {
-            format!("Downloaded newer image for {familiar}")
-        } else {
-            format!("Image is up to date for {familiar}")
+    let client = Client::new()?;
+    let references = if arguments.all_tags {
+        Store::remote_tags(&client, &arguments.image)?
+    } else {
+        vec![arguments.image.clone()]
+    };
+    for reference in &references {
+        let tell = |text: &str| match arguments.quiet {
+            true => Ok(()),
+            false => super::print(text),
         };
-        super::print(&format!("Digest: {}\nStatus: {status}\n", pulled.target))?;
+        pull(&store, &client, reference, arguments.quiet, &tell)?;
+        super::print(&format!("{reference}\n"))?;
     }
-    super::print(&format!("{reference}\n"))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Brings into the store what `run` needs of it for `source`, and tells about it on standard error.
+pub fn ensure(source: &str, when: When, quiet: bool) -> anyhow::Result<()> {
+    if when == When::Never {
+        return Ok(());
+    }
+    let store = super::image_store()?;
+    let Some(reference) = store.to_pull(source, when == When::Always)? else {
+        return Ok(());
+    };
+    let tell = |text: &str| {
+        if !quiet {
+            eprint!("{text}");
+        }
+        Ok(())
+    };
+    if when == When::Missing {
+        let familiar = reference.familiar();
+        tell(&format!("Unable to find image '{familiar}' locally\n"))?;
+    }
+    let pulled = pull(&store, &Client::new()?, &reference, quiet, &tell);
+    match pulled {
+        Err(error) if fs::symlink_metadata(source).is_ok() => Err(error).context(format!(
+            "there is a file {source}, for which write ./{source}"
+        )),
+        result => result.map(|_| ()),
+    }
+}
+
+/// Pulls one image and tells what Docker tells.
+fn pull(
+    store: &Store,
+    client: &Client,
+    reference: &Reference,
+    quiet: bool,
+    tell: &dyn Fn(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<Pulled> {
+    let transfers = Transfers::new(quiet);
+    let wanted = reference.digest().map_or_else(
+        || reference.tag().unwrap_or_default().into(),
+        ToString::to_string,
+    );
+    tell(&format!("{wanted}: Pulling from {}\n", reference.path()))?;
+    let pulled = store.pull(client, reference, &|progress| transfers.pulling(progress))?;
+    let familiar = reference.familiar();
+    let status = if pulled.is_new {
+        format!("Downloaded newer image for {familiar}")
+    } else {
+        format!("Image is up to date for {familiar}")
+    };
+    tell(&format!("Digest: {}\nStatus: {status}\n", pulled.target))?;
+    Ok(pulled)
 }

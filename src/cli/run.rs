@@ -16,6 +16,7 @@ use anyhow::{Context, bail};
 use clap::{ArgAction, Args, ValueEnum};
 use protocol::{Mount, Rlimit};
 
+use super::pull::{self, PlatformArg};
 use crate::{
     container::{
         self,
@@ -36,7 +37,7 @@ Examples:
   echo hi | pillbug run --rm -i busybox cat   standard input reaches the process
   pillbug run --rm --timing busybox true      where the start time goes
 
-IMAGE is an image in the store (see `pillbug load`), or, with a path that begins with `/`, `./` or `../`,
+IMAGE is an image in the store, pulled where it is not there, or, with a path that begins with `/`, `./` or `../`,
 an OCI layout folder, an OCI archive or a `docker save` archive.
 
 The exit code is the process's own; 128 and the signal's number if one killed it; 127 if there is no such
@@ -113,6 +114,14 @@ pub struct RunArgs {
     /// Keep a label with the container
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     label: Vec<String>,
+    /// When to pull the image
+    #[arg(long, value_enum, default_value_t)]
+    pull: pull::When,
+    /// Do not tell about pulling
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    platform: PlatformArg,
     /// Boot this guest kernel, an ELF vmlinux, in place of the installed one
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -152,10 +161,13 @@ pub fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
     };
     let timing = arguments.timing;
     let source = arguments.image_and_command[0].clone();
+    let (when, quiet) = (arguments.pull, arguments.quiet);
     let options = arguments.into_options()?;
     if options.terminal.is_some() && options.interactive && !io::stdin().is_terminal() {
         bail!("-t with -i needs a terminal as standard input: leave -t out");
     }
+    // While signals still end this process: what was pulled by then stays for the next attempt.
+    pull::ensure(&source, when, quiet)?;
     // Before any thread starts, so that all of them leave the signals to one reader.
     let mut person = Person::new(options.terminal.is_some())?;
     let streams = streams(&options)?;

@@ -3,6 +3,7 @@
 //!
 //! A [`Source`] only hands out bytes; nothing it says is believed. What a name shall mean is the caller's business.
 
+mod arrived;
 mod download;
 
 use std::{
@@ -18,8 +19,10 @@ use std::{
     thread,
 };
 
+use arrived::Arrived;
+
 use crate::image::{
-    digest::{Digest, Hasher},
+    digest::Digest,
     layer::{self, Compression, LayerError, LayerLimits},
     manifest::{self, Blob, Document, MAX_DOCUMENT, MAX_INDEX_DEPTH, Manifest, ManifestError},
     rootfs::{self, RootfsError},
@@ -53,6 +56,12 @@ pub(crate) trait Remote: Source {
 
     /// Most layers to transfer at once.
     fn parallel(&self) -> usize;
+
+    /// Ends all waiting: one layer has failed.
+    fn give_up(&self);
+
+    /// Whether a layer has failed, so that the others are of no use.
+    fn is_over(&self) -> bool;
 }
 
 /// Why a source has no such blob; its text names the source.
@@ -61,6 +70,8 @@ pub(crate) type SourceError = Box<dyn Error + Send + Sync>;
 /// Something that happened during an import; digests are those of blobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
+    /// A layer is part of the image; each is told before anything is done about any, lowest first.
+    Found(Digest),
     /// A layer was in the store already.
     Present(Digest),
     /// So many of the bytes of a layer have arrived.
@@ -74,8 +85,15 @@ pub enum Progress {
     },
     /// Another process is fetching a layer that is waited for.
     Waiting(Digest),
-    /// A layer arrived whole and is being taken apart.
-    Converting(Digest),
+    /// A layer arrived whole; so many of its bytes have been taken apart.
+    Converting {
+        /// Which layer.
+        layer: Digest,
+        /// Bytes so far.
+        bytes: u64,
+        /// Bytes there are.
+        total: u64,
+    },
     /// A layer is ready.
     Ready(Digest),
 }
@@ -89,6 +107,8 @@ pub type Observer<'a> = &'a (dyn Fn(Progress) + Sync);
 pub enum ImportError {
     #[error("cannot get {digest}")]
     Open { digest: Digest, source: SourceError },
+    #[error("{0} is not fetched, since another layer cannot be had")]
+    GivenUp(Digest),
     #[error("cannot read {digest}")]
     Read { digest: Digest, source: io::Error },
     #[error("{digest} has {found}, its manifest says {expected} bytes")]
@@ -116,6 +136,16 @@ pub enum ImportError {
     Store(#[from] FileError),
 }
 
+impl ImportError {
+    /// Whether another attempt may go better, so that what has arrived is worth keeping for it.
+    fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::Open { .. } | Self::Read { .. } | Self::GivenUp(_)
+        )
+    }
+}
+
 /// An image whose content is complete within a transaction.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Imported {
@@ -138,6 +168,14 @@ pub(crate) struct Import<'a> {
 impl Import<'_> {
     /// Takes in the image that `root`, a manifest or an index, leads to on this platform, and gives its record.
     pub fn run(&self, root: &Blob) -> Result<(Imported, Record), ImportError> {
+        let result = self.take_in(root);
+        if result.as_ref().is_err_and(|error| !error.may_pass()) {
+            self.transaction.forget_downloads();
+        }
+        result
+    }
+
+    fn take_in(&self, root: &Blob) -> Result<(Imported, Record), ImportError> {
         let (manifest_blob, manifest, bytes) = self.manifest(root)?;
         let config_bytes = self.document(&manifest.config)?;
         let (_, diff_ids) = manifest::parse_config(&config_bytes, manifest.layers.len())
@@ -221,6 +259,9 @@ impl Import<'_> {
         let mut distinct: Vec<(&Blob, &Digest)> = blobs.iter().zip(diff_ids).collect();
         let mut seen = HashSet::new();
         distinct.retain(|(blob, diff_id)| seen.insert((blob.digest, **diff_id)));
+        for (blob, _) in &distinct {
+            (self.observer)(Progress::Found(blob.digest));
+        }
         let next = AtomicUsize::new(0);
         let ready = Mutex::new(Ok(HashMap::new()));
         let work = || {
@@ -233,8 +274,11 @@ impl Import<'_> {
                     }
                     (Err(error), Ok(_)) => {
                         *ready = Err(error);
-                        // Nobody begins another layer.
+                        // Nobody begins another layer, or goes on with one.
                         next.store(distinct.len(), Ordering::Relaxed);
+                        if let Some(remote) = self.source.remote() {
+                            remote.give_up();
+                        }
                     }
                     (_, Err(_)) => {}
                 }
@@ -261,43 +305,60 @@ impl Import<'_> {
     /// Makes one layer ready, its blob in the store and taken apart, and gives its folder.
     fn layer(&self, blob: &Blob, diff_id: &Digest) -> Result<PathBuf, ImportError> {
         let transaction = self.transaction;
-        let path = match transaction.find(Kind::Blobs, &blob.digest) {
-            Some(path) => path,
-            None => self.fetch(blob)?,
-        };
-        if let Some(folder) = transaction.find(Kind::Layers, diff_id) {
-            (self.observer)(Progress::Present(blob.digest));
-            return Ok(folder);
+        let stored = transaction.find(Kind::Blobs, &blob.digest);
+        let folder = transaction.find(Kind::Layers, diff_id);
+        match (stored, folder, self.source.remote()) {
+            (Some(_), Some(folder), _) => {
+                (self.observer)(Progress::Present(blob.digest));
+                Ok(folder)
+            }
+            (_, _, Some(remote)) => self.download(remote, blob, diff_id),
+            (stored, folder, None) => {
+                let path = stored.map_or_else(|| self.read(blob), Ok)?;
+                let folder = match folder {
+                    Some(folder) => folder,
+                    None => {
+                        let made = self.convert(blob, &path, diff_id)?;
+                        transaction.stage(Kind::Layers, diff_id, &made)?
+                    }
+                };
+                (self.observer)(Progress::Ready(blob.digest));
+                Ok(folder)
+            }
         }
-        (self.observer)(Progress::Converting(blob.digest));
+    }
+
+    /// Takes the blob at `path` apart into a new folder.
+    fn convert(&self, blob: &Blob, path: &Path, diff_id: &Digest) -> Result<PathBuf, ImportError> {
         let read = |source| ImportError::Read {
             digest: blob.digest,
             source,
         };
-        let mut file = File::open(&path).map_err(read)?;
+        let mut file = File::open(path).map_err(read)?;
         let compression = compression(&mut file).map_err(read)?;
-        let folder = transaction.new_folder()?;
-        layer::convert(
-            BufReader::with_capacity(PIECE, file),
+        let folder = self.transaction.new_folder()?;
+        let watched = Watched {
+            file,
+            blob,
+            bytes: 0,
+            observer: self.observer,
+        };
+        let converted = layer::convert(
+            BufReader::with_capacity(PIECE, watched),
             compression,
             diff_id,
             &LayerLimits::default(),
             &folder,
-        )
-        .map_err(|source| ImportError::Layer {
+        );
+        converted.map_err(|source| ImportError::Layer {
             digest: blob.digest,
             source,
         })?;
-        let folder = transaction.stage(Kind::Layers, diff_id, &folder)?;
-        (self.observer)(Progress::Ready(blob.digest));
         Ok(folder)
     }
 
-    /// Brings a layer's blob into the transaction.
-    fn fetch(&self, blob: &Blob) -> Result<PathBuf, ImportError> {
-        if let Some(remote) = self.source.remote() {
-            return self.download(remote, blob);
-        }
+    /// Brings a blob of a source on this machine into the transaction.
+    fn read(&self, blob: &Blob) -> Result<PathBuf, ImportError> {
         let mut bytes = 0;
         let mut arrived = |piece: &[u8]| {
             bytes += piece.len() as u64;
@@ -347,66 +408,24 @@ impl Import<'_> {
     }
 }
 
-/// What has arrived of a blob.
-struct Arrived<'b> {
-    blob: &'b Blob,
-    hasher: Hasher,
+/// A blob that is taken apart, and who is told how far that is.
+struct Watched<'a> {
+    file: File,
+    blob: &'a Blob,
     bytes: u64,
+    observer: Observer<'a>,
 }
 
-impl<'b> Arrived<'b> {
-    fn new(blob: &'b Blob) -> Self {
-        Self {
-            blob,
-            hasher: Hasher::new(blob.digest.algorithm()),
-            bytes: 0,
-        }
-    }
-
-    /// Takes in what `reader` gives, piece by piece, up to its end. No more is taken than there should be.
-    fn take_from(
-        &mut self,
-        reader: &mut dyn Read,
-        take: &mut dyn FnMut(&[u8]) -> Result<(), ImportError>,
-    ) -> Result<(), ImportError> {
-        let digest = self.blob.digest;
-        let mut buffer = vec![0; PIECE];
-        loop {
-            let count = match reader.read(&mut buffer) {
-                Ok(0) => return Ok(()),
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(source) => return Err(ImportError::Read { digest, source }),
-            };
-            if count as u64 > self.blob.size - self.bytes {
-                return Err(self.size("more".into()));
-            }
-            self.bytes += count as u64;
-            self.hasher.update(&buffer[..count]);
-            take(&buffer[..count])?;
-        }
-    }
-
-    fn check(self) -> Result<(), ImportError> {
-        let expected = self.blob.digest;
-        if self.bytes != self.blob.size {
-            return Err(self.size(format!("{} bytes", self.bytes)));
-        }
-        match self.hasher.finish() {
-            found if found == expected => Ok(()),
-            found => Err(ImportError::Digest {
-                expected,
-                found: found.to_string(),
-            }),
-        }
-    }
-
-    fn size(&self, found: String) -> ImportError {
-        ImportError::Size {
-            digest: self.blob.digest,
-            expected: self.blob.size,
-            found,
-        }
+impl Read for Watched<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        self.bytes += count as u64;
+        (self.observer)(Progress::Converting {
+            layer: self.blob.digest,
+            bytes: self.bytes,
+            total: self.blob.size,
+        });
+        Ok(count)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::image::{
     digest::Digest,
     import::{Import, ImportError, Imported, Observer, Source},
     layout::{Candidate, Layout, LayoutError},
-    reference::Reference,
+    reference::{Reference, ReferenceError},
     store::{FileError, Image, NameRecord, Store, StoreError, Transaction},
 };
 
@@ -50,6 +50,8 @@ pub enum LoadError {
         "no image {0} in the store, but there is a file of that name: for the file, write ./{0}"
     )]
     FileMeant(String),
+    #[error(transparent)]
+    Name(#[from] ReferenceError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("the image store is not writable")]
@@ -136,6 +138,23 @@ impl Store {
                 }
                 image => Ok(image?),
             },
+        }
+    }
+
+    /// The name to pull before the SOURCE of `run` can be opened: where it is a name that is not in the store, or with
+    /// `again` one that is. A path and an ID are nothing to pull.
+    ///
+    /// # Errors
+    ///
+    /// Where it is no name, and where the store cannot be read.
+    pub fn to_pull(&self, source: &str, again: bool) -> Result<Option<Reference>, LoadError> {
+        let Meaning::Name(name) = meaning(source) else {
+            return Ok(None);
+        };
+        match self.find(name) {
+            Ok((.., reference)) => Ok(reference.filter(|_| again)),
+            Err(StoreError::Unknown(_)) => Ok(Some(name.parse()?)),
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -3,6 +3,8 @@
 //! OCI's and Docker's media types are accepted, other artifacts, Docker's schema 1 and layers that may not be
 //! distributed are refused with their names. Nothing is fetched here and no file is touched.
 
+use std::str::FromStr;
+
 use oci_spec::image::{
     Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType, Os,
 };
@@ -95,6 +97,38 @@ impl Platform {
 
     fn is(self, os: &Os, architecture: &Arch) -> bool {
         os.to_string() == self.os && architecture.to_string() == self.architecture
+    }
+}
+
+/// A platform that virtual machines of this build do not run, or none at all.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{asked:?} cannot run here: this machine runs {}", Platform::HOST)]
+pub struct PlatformError {
+    asked: String,
+}
+
+impl FromStr for Platform {
+    type Err = PlatformError;
+
+    /// `OS/ARCHITECTURE[/VARIANT]`, `OS` or `ARCHITECTURE`, with the other names that people have for them. Only what
+    /// runs here is accepted.
+    fn from_str(text: &str) -> Result<Self, PlatformError> {
+        let lower = text.to_ascii_lowercase();
+        let (os, rest) = match lower.split_once('/') {
+            Some((os, rest)) => (os, Some(rest)),
+            None => (lower.as_str(), None),
+        };
+        let is_ours =
+            |architecture: &str| matches!(architecture, "amd64" | "x86_64" | "x86-64" | "amd64/v1");
+        let runs = match rest {
+            Some(architecture) => os == Self::HOST.os && is_ours(architecture),
+            None => os == Self::HOST.os || is_ours(os),
+        };
+        if runs {
+            Ok(Self::HOST)
+        } else {
+            Err(PlatformError { asked: text.into() })
+        }
     }
 }
 

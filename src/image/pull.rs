@@ -78,6 +78,14 @@ impl Remote for Pull<'_> {
     fn parallel(&self) -> usize {
         self.parallel
     }
+
+    fn give_up(&self) {
+        self.repository.give_up();
+    }
+
+    fn is_over(&self) -> bool {
+        self.repository.is_over()
+    }
 }
 
 impl Store {
@@ -108,6 +116,28 @@ impl Store {
             id: fetched.imported.id,
             is_new,
         })
+    }
+
+    /// All tags of the repository of `reference` at its registry.
+    ///
+    /// # Errors
+    ///
+    /// Where the registry does not have it or does not say.
+    pub fn remote_tags(
+        client: &Client,
+        reference: &Reference,
+    ) -> Result<Vec<Reference>, PullError> {
+        let failed = |source| PullError::Registry {
+            name: reference.familiar_name(),
+            source,
+        };
+        let repository = client.repository(reference, Access::Pull).map_err(failed)?;
+        let tags = repository.tags().map_err(failed)?;
+        // What is no tag cannot be pulled, whatever it is.
+        let named = tags.iter().filter_map(|tag| reference.with_tag(tag).ok());
+        let mut references: Vec<_> = named.collect();
+        references.sort();
+        Ok(references)
     }
 
     /// Pulls what is missing of an image that is in the store; no name changes.
@@ -160,10 +190,16 @@ impl Store {
             source: &source,
             observer,
         };
-        let (imported, record) = import.run(&root).map_err(|source| PullError::Import {
-            name,
-            source: Box::new(source),
-        })?;
+        let (imported, record) = match import.run(&root) {
+            Ok(result) => result,
+            Err(source) => {
+                // Layers were published as they became ready; nobody may need them now.
+                drop(transaction);
+                self.sweep_all()?;
+                let source = Box::new(source);
+                return Err(PullError::Import { name, source });
+            }
+        };
         transaction.add_image(imported.manifest, record);
         Ok((
             transaction,

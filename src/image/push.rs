@@ -100,7 +100,8 @@ impl Store {
         let send = |(digest, (file, total)): &(Digest, (File, u64))| {
             send_one(&repository, digest, (file, *total), &others, observer)
         };
-        each(&blobs, client.transfer().parallel.into(), send).map_err(failed)?;
+        let parallel = client.transfer().parallel.into();
+        each(&blobs, parallel, send, || repository.give_up()).map_err(failed)?;
         let manifest = self.read_document(&image.manifest)?;
         repository
             .put_manifest(tag, &manifest::media_type(&manifest), &manifest)
@@ -154,11 +155,12 @@ fn send_one(
     Ok(())
 }
 
-/// Does `work` on all items, `parallel` at once; after a failure begins no more.
+/// Does `work` on all items, `parallel` at once; after a failure begins no more and says `give_up`.
 fn each<T: Sync, E: Send>(
     items: &[T],
     parallel: usize,
     work: impl Fn(&T) -> Result<(), E> + Sync,
+    give_up: impl Fn() + Sync,
 ) -> Result<(), E> {
     let next = AtomicUsize::new(0);
     let failure = Mutex::new(None);
@@ -172,6 +174,7 @@ fn each<T: Sync, E: Send>(
                             .lock()
                             .unwrap_or_else(PoisonError::into_inner)
                             .get_or_insert(error);
+                        give_up();
                     }
                 }
             });

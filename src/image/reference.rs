@@ -118,6 +118,19 @@ impl Reference {
         }
     }
 
+    /// The same repository with another tag, without a digest.
+    ///
+    /// # Errors
+    ///
+    /// [`ReferenceError::Tag`] where `text` is no tag.
+    pub fn with_tag(&self, text: &str) -> Result<Self, ReferenceError> {
+        Ok(Self {
+            tag: Some(tag(text)?),
+            digest: None,
+            ..self.clone()
+        })
+    }
+
     fn with_suffix(&self, mut name: String) -> String {
         if let Some(tag) = &self.tag {
             name.extend([":", tag]);

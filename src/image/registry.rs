@@ -14,12 +14,12 @@ mod upload;
 use std::{
     collections::HashMap,
     io::Read,
-    sync::{Mutex, PoisonError},
-    thread,
+    sync::{Condvar, Mutex, PoisonError},
     time::Duration,
 };
 
 use oci_spec::image::MediaType;
+use serde::Deserialize;
 use ureq::{Agent, Body, http::Response};
 
 pub(crate) use self::upload::Arrival;
@@ -165,12 +165,7 @@ impl Client {
         access: Access,
     ) -> Result<Repository<'_>, RegistryError> {
         let domain = reference.domain();
-        let host = if domain == "docker.io" {
-            DOCKER_HUB_HOST
-        } else {
-            domain
-        };
-        self.repository_at(host, domain, reference.path(), access)
+        self.repository_at(host_of(domain), domain, reference.path(), access)
     }
 
     /// The repositories of a reference at the mirrors of its registry, in the order in which to ask them.
@@ -208,6 +203,8 @@ impl Client {
                 format!("repository:{path}:{}", access.actions())
             },
             authorization: Mutex::default(),
+            is_over: Mutex::default(),
+            is_over_changed: Condvar::new(),
         })
     }
 
@@ -251,6 +248,8 @@ pub(crate) struct Repository<'c> {
     scope: String,
     /// Value of the header that the registry accepted last.
     authorization: Mutex<Option<String>>,
+    is_over: Mutex<bool>,
+    is_over_changed: Condvar,
 }
 
 /// A document and what the registry calls it.
@@ -327,14 +326,56 @@ impl Repository<'_> {
     }
 
     /// How a failed request or transfer that may be tried again is waited for; false when it has been tried often
-    /// enough.
+    /// enough, or is of no more use.
     pub fn wait(&self, retry: u32, asked: Option<Duration>) -> bool {
         let transfer = self.client.transfer();
         if retry >= transfer.retries {
             return false;
         }
-        thread::sleep(transfer.wait(retry, asked));
-        true
+        let is_over = self.is_over.lock().unwrap_or_else(PoisonError::into_inner);
+        let (is_over, _) = self
+            .is_over_changed
+            .wait_timeout_while(is_over, transfer.wait(retry, asked), |is_over| !*is_over)
+            .unwrap_or_else(PoisonError::into_inner);
+        !*is_over
+    }
+
+    /// Ends all waiting, now and later: one transfer has failed, and the others are of no use without it.
+    pub fn give_up(&self) {
+        *self.is_over.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.is_over_changed.notify_all();
+    }
+
+    /// Whether [`give_up`](Self::give_up) was called.
+    pub fn is_over(&self) -> bool {
+        *self.is_over.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All tags of the repository, as "Listing Tags" of the distribution specification has it.
+    pub fn tags(&self) -> Result<Vec<String>, RegistryError> {
+        /// More than any repository has; a registry could go on for ever.
+        const MAX_PAGES: usize = 100;
+        #[derive(Deserialize)]
+        struct Page {
+            tags: Option<Vec<String>>,
+        }
+        let what = format!("{}/{}", self.domain, self.path);
+        let mut tags = Vec::new();
+        let mut next = Some(self.url("tags/list"));
+        for _ in 0..MAX_PAGES {
+            let Some(url) = next else { break };
+            let response = self.send(&Request::get(&url), &what)?;
+            let mut response = self.accept(response, &[200], &what)?;
+            next = transport::next_page(&response).map(|path| format!("{}{path}", self.base));
+            let bytes = self.read(&mut response, MAX_DOCUMENT, &what)?;
+            let page: Page =
+                serde_json::from_slice(&bytes).map_err(|_| RegistryError::Nonsense {
+                    host: self.host.clone(),
+                    what: what.clone(),
+                })?;
+            tags.extend(page.tags.unwrap_or_default());
+        }
+        Ok(tags)
     }
 
     fn url(&self, rest: &str) -> String {

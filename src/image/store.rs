@@ -36,6 +36,7 @@ pub use contents::Description;
 pub use files::FileError;
 pub use images::{Image, Listed};
 pub use names::NameRecord;
+pub(crate) use partial::Partial;
 pub use sweep::{Pruned, Removed};
 pub(crate) use transaction::Transaction;
 

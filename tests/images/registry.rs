@@ -80,6 +80,67 @@ fn what_is_there_is_not_sent_again() {
 }
 
 #[test]
+fn every_tag_is_pulled_at_once() {
+    let registry = Registry::start(Demand::Nothing);
+    let place = place_with(&Fixture::new("tags", &[Packing::Gzip]), "app:1");
+    let name = format!("{}/app", registry.address);
+    for tag in ["a", "b"] {
+        let tagged = format!("{name}:{tag}");
+        run(&place, &["tag", "app:1", &tagged]);
+        run(&place, &["push", "-q", &tagged]);
+    }
+    let other = Place::new();
+    assert_eq!(
+        run(&other, &["pull", "-q", "-a", &name]),
+        format!("{name}:a\n{name}:b\n")
+    );
+    assert_eq!(other.images().len(), 2);
+}
+
+#[test]
+fn run_pulls_what_is_absent_when_it_may() {
+    let registry = Registry::start(Demand::Nothing);
+    let image = Fixture::new("run", &[Packing::Gzip]);
+    let place = place_with(&image, "app:1");
+    let name = format!("{}/app:1", registry.address);
+    run(&place, &["tag", "app:1", &name]);
+    run(&place, &["push", &name]);
+
+    let other = Place::new();
+    // There is no kernel to boot, so that every run ends before it has begun.
+    let told = |arguments: &[&str]| {
+        let run = ["run", "--rm", "--kernel", "/nonexistent"];
+        let output = other.pillbug(&[&run, arguments].concat()).output().unwrap();
+        assert_eq!(output.status.code(), Some(125));
+        assert!(output.stdout.is_empty());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    told(&["--pull", "never", &name, "true"]);
+    assert!(other.images().is_empty());
+
+    let pulled = told(&[&name, "true"]);
+    assert!(
+        pulled.starts_with(&format!("Unable to find image '{name}' locally\n"))
+            && pulled.contains("Pull complete\n")
+            && pulled.contains("Status: Downloaded newer image for "),
+        "{pulled}"
+    );
+    assert_eq!(other.images()[0][2], image.id());
+    let before = registry.requests("GET", "/manifests/1");
+    assert!(!told(&[&name, "true"]).contains("Pulling"));
+    assert!(!told(&["--pull", "always", &image.id()[7..19], "true"]).contains("Pulling"));
+    assert_eq!(registry.requests("GET", "/manifests/1"), before);
+    assert!(told(&["--pull", "always", &name, "true"]).contains("Image is up to date"));
+    assert!(!told(&["--pull", "always", "-q", &name, "true"]).contains("Pulling"));
+
+    let foreign = told(&["--platform", "linux/arm64", &name, "true"]);
+    assert!(
+        foreign.contains("this machine runs linux/amd64"),
+        "{foreign}"
+    );
+}
+
+#[test]
 fn peers_read_what_is_pushed_and_we_read_theirs() {
     let registry = Registry::start(Demand::Nothing);
     let image = Fixture::new("peers", &[Packing::Gzip]);

@@ -1,51 +1,84 @@
-//! Blobs from far away: each is fetched once however many want it, and what has arrived is kept for the next attempt.
+//! Layers from far away: each is fetched and taken apart once however many want it, and what has arrived is kept for
+//! the next attempt.
 //!
-//! A download lies in `partial` under its digest, locked by whoever fetches it. Whoever else wants the blob waits for
-//! that lock and then finds the blob in the store, or goes on where the other was stopped.
+//! A download lies in `partial` under its digest until an image that needs it is there. Whoever works on the layer has
+//! it locked; whoever else wants the layer waits for that lock and then finds it done, or goes on where the other was
+//! stopped.
 
 use std::{
     fs::File,
-    io::{self, Seek, SeekFrom},
+    io::{Seek, SeekFrom},
     path::{Path, PathBuf},
 };
 
 use super::{Arrived, Import, ImportError, Progress, Remote, write};
 use crate::image::{
+    digest::Digest,
     manifest::Blob,
-    store::{FileError, Kind},
+    store::{FileError, Kind, Partial},
 };
 
 impl Import<'_> {
-    /// Brings a blob into the store, where it stays, pinned, even if this import fails.
+    /// Makes a layer ready and gives its folder, which is in the store for everybody before this import is done.
     pub(super) fn download(
         &self,
         remote: &dyn Remote,
         blob: &Blob,
+        diff_id: &Digest,
     ) -> Result<PathBuf, ImportError> {
-        loop {
-            let partial = self.transaction.partial(&blob.digest)?;
+        let transaction = self.transaction;
+        let (_partial, path) = loop {
+            let partial = transaction.partial(&blob.digest)?;
             if !partial.try_lock()? {
                 (self.observer)(Progress::Waiting(blob.digest));
                 partial.lock()?;
             }
-            if let Some(path) = self.transaction.find(Kind::Blobs, &blob.digest) {
-                return Ok(path);
-            }
+            // Otherwise finished or given up by another, and gone since.
             if !partial.is_current() {
-                // Finished or given up by another, and gone since.
                 continue;
             }
-            let fetched = self.resume(remote, blob, &partial.file, &partial.path);
-            return match fetched {
-                Ok(()) => Ok(self.transaction.publish_blob(&blob.digest, &partial)?),
-                Err(error) => {
-                    if !is_worth_keeping(&error) {
-                        partial.discard()?;
-                    }
-                    Err(error)
+            match transaction.find(Kind::Blobs, &blob.digest) {
+                Some(path) => {
+                    partial.discard()?;
+                    break (partial, path);
                 }
-            };
+                None => {
+                    self.complete(remote, blob, &partial)?;
+                    let path = transaction.stage_download(&blob.digest, &partial)?;
+                    break (partial, path);
+                }
+            }
+        };
+        if let Some(folder) = transaction.find(Kind::Layers, diff_id) {
+            (self.observer)(Progress::Ready(blob.digest));
+            return Ok(folder);
         }
+        let made = self.convert(blob, &path, diff_id)?;
+        let folder = transaction.publish_now(Kind::Layers, diff_id, &made)?;
+        (self.observer)(Progress::Ready(blob.digest));
+        Ok(folder)
+    }
+
+    /// Completes a partial download. What an earlier attempt left may have been damaged by a power cut: then it is
+    /// begun again, once.
+    fn complete(
+        &self,
+        remote: &dyn Remote,
+        blob: &Blob,
+        partial: &Partial,
+    ) -> Result<(), ImportError> {
+        let Partial { file, path } = partial;
+        let failed = |source| FileError::Read(path.clone(), source);
+        let was_begun = file.metadata().map_err(failed)?.len() > 0;
+        let mut fetched = self.resume(remote, blob, file, path);
+        if was_begun && matches!(fetched, Err(ImportError::Digest { .. })) {
+            restart(file, path)?;
+            fetched = self.resume(remote, blob, file, path);
+        }
+        if fetched.as_ref().is_err_and(|error| !error.may_pass()) {
+            partial.discard()?;
+        }
+        fetched
     }
 
     /// Completes a partial download and checks the whole.
@@ -60,7 +93,7 @@ impl Import<'_> {
         let failed = |source| FileError::Read(path.into(), source);
         let mut file = file.try_clone().map_err(failed)?;
         if file.metadata().map_err(failed)?.len() > blob.size {
-            restart(&mut file, path)?;
+            restart(&file, path)?;
         }
         file.rewind().map_err(failed)?;
         arrived.take_from(&mut file.try_clone().map_err(failed)?, &mut |_| Ok(()))?;
@@ -110,24 +143,16 @@ impl Import<'_> {
                 bytes,
                 total: size,
             });
-            write(file, path, piece)
+            write(file, path, piece)?;
+            match remote.is_over() {
+                true => Err(ImportError::GivenUp(digest)),
+                false => Ok(()),
+            }
         })
     }
 }
 
-fn restart(file: &mut File, path: &Path) -> Result<(), FileError> {
+fn restart(file: &File, path: &Path) -> Result<(), FileError> {
     file.set_len(0)
         .map_err(|source| FileError::Write(path.into(), source))
-}
-
-/// Whether the next attempt is better off with what has arrived: not when it is wrong, nor when the disk is full.
-fn is_worth_keeping(error: &ImportError) -> bool {
-    match error {
-        ImportError::Open { .. } | ImportError::Read { .. } => true,
-        ImportError::Store(FileError::Write(_, source)) => !matches!(
-            source.kind(),
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-        ),
-        _ => false,
-    }
 }

@@ -237,3 +237,26 @@ proptest! {
         prop_assert!(Document::parse(&bytes).is_err());
     }
 }
+
+#[test]
+fn only_platforms_that_run_here_are_accepted() {
+    for text in [
+        "linux/amd64",
+        "linux",
+        "amd64",
+        "Linux/x86_64",
+        "linux/amd64/v1",
+    ] {
+        assert_eq!(text.parse(), Ok(Platform::HOST), "{text}");
+    }
+    for text in [
+        "",
+        "linux/arm64",
+        "windows/amd64",
+        "linux/",
+        "/amd64",
+        "linux/amd64/v9",
+    ] {
+        assert!(text.parse::<Platform>().is_err(), "{text}");
+    }
+}

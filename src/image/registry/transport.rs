@@ -239,6 +239,14 @@ pub(super) fn retry_after(response: &Response<Body>) -> Option<Duration> {
     Some(Duration::from_secs(seconds))
 }
 
+/// The path of the next page of a list (RFC 8288), if there is one and it is on the same host.
+pub(super) fn next_page(response: &Response<Body>) -> Option<String> {
+    let link = response.headers().get("link")?.to_str().ok()?;
+    let (address, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
+    let is_next = parameters.contains("rel=\"next\"") || parameters.contains("rel=next");
+    (is_next && address.starts_with("/v2/")).then(|| address.into())
+}
+
 /// What an error response says, as the distribution specification's "Error Codes" has it.
 pub(super) fn error_text(response: &mut Response<Body>) -> Option<String> {
     #[derive(Deserialize)]

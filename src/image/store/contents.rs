@@ -66,7 +66,7 @@ impl Store {
     }
 
     /// What [`Store::resolve`] finds: the manifest, what the name denotes, and the name.
-    pub(super) fn find(
+    pub(crate) fn find(
         &self,
         name: &str,
     ) -> Result<(Digest, Digest, Option<Reference>), StoreError> {

@@ -34,6 +34,15 @@ impl Store {
         Ok(Partial { file, path })
     }
 
+    /// Removes the download of a blob unless somebody works on it.
+    pub(super) fn discard_download(&self, digest: &Digest) -> Result<(), FileError> {
+        let partial = self.partial(digest)?;
+        if partial.try_lock()? && partial.is_current() {
+            partial.discard()?;
+        }
+        Ok(())
+    }
+
     /// Removes the partial downloads that nobody works on, and gives how many bytes they took.
     pub(super) fn discard_partial(&self) -> Result<u64, FileError> {
         let folder = self.root.join(FOLDER);

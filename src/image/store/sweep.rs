@@ -161,7 +161,7 @@ impl Store {
     }
 
     /// Sweeps as soon as nobody adds anything.
-    pub(super) fn sweep_all(&self) -> Result<(), StoreError> {
+    pub(crate) fn sweep_all(&self) -> Result<(), StoreError> {
         let lock = self.lock_exclusive()?;
         self.sweep(&lock).map(|_| ())
     }

@@ -11,7 +11,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -33,6 +33,7 @@ pub(crate) struct Transaction<'s> {
     _alive: File,
     next: AtomicU64,
     staged: Mutex<BTreeSet<(Kind, Digest)>>,
+    downloads: Mutex<BTreeSet<Digest>>,
     records: Vec<(Digest, Record)>,
     names: Vec<(Reference, NameRecord)>,
 }
@@ -57,6 +58,7 @@ impl<'s> Transaction<'s> {
             _alive: alive,
             next: AtomicU64::new(0),
             staged: Mutex::default(),
+            downloads: Mutex::default(),
             records: Vec::new(),
             names: Vec::new(),
         })
@@ -114,10 +116,7 @@ impl<'s> Transaction<'s> {
         }
         let staged = self.folder.join(&place);
         files::publish(path, &staged)?;
-        self.staged
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert((kind, *digest));
+        self.staged().insert((kind, *digest));
         Ok(staged)
     }
 
@@ -126,15 +125,51 @@ impl<'s> Transaction<'s> {
         self.store.partial(digest)
     }
 
-    /// Moves a complete download, which is locked and on disk, to its place. It stays there whatever becomes of this
-    /// operation, for the next that wants it.
-    pub fn publish_blob(&self, digest: &Digest, partial: &Partial) -> Result<PathBuf, FileError> {
+    /// Takes a complete download, which is locked and on disk, into this operation. It stays where it is until a commit,
+    /// for the next attempt.
+    pub fn stage_download(&self, digest: &Digest, partial: &Partial) -> Result<PathBuf, FileError> {
+        let place = Kind::Blobs.place(digest);
+        if let Some(folder) = place.parent() {
+            files::create_folders(&self.folder, folder)?;
+        }
+        let staged = self.folder.join(&place);
+        files::publish_once(&partial.path, &staged)?;
+        self.staged().insert((Kind::Blobs, *digest));
+        self.downloads().insert(*digest);
+        Ok(staged)
+    }
+
+    /// Removes the downloads that this operation has taken in, unless somebody else works on them.
+    pub fn forget_downloads(&self) {
+        for digest in std::mem::take(&mut *self.downloads()) {
+            // One that stays is used or removed later.
+            let _ = self.store.discard_download(&digest);
+        }
+    }
+
+    /// Moves content, which is pinned and on disk, to its place ahead of the commit, for whoever else waits for it.
+    pub fn publish_now(
+        &self,
+        kind: Kind,
+        digest: &Digest,
+        path: &Path,
+    ) -> Result<PathBuf, FileError> {
         let _lock = self.store.lock_shared()?;
         let mut changed = BTreeSet::new();
-        let to = self.target(&Kind::Blobs.place(digest), &mut changed)?;
-        files::publish(&partial.path, &to)?;
+        let to = self.target(&kind.place(digest), &mut changed)?;
+        files::publish(path, &to)?;
         sync_all(&mut changed)?;
         Ok(to)
+    }
+
+    fn staged(&self) -> MutexGuard<'_, BTreeSet<(Kind, Digest)>> {
+        self.staged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn downloads(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
+        self.downloads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds an image, all of whose content is staged or pinned.
@@ -162,6 +197,7 @@ impl<'s> Transaction<'s> {
             }
             committed
         };
+        self.forget_downloads();
         drop(self);
         if committed.is_err() {
             let _ = store.sweep_all();
@@ -181,9 +217,17 @@ impl<'s> Transaction<'s> {
                 .iter()
                 .map(|(name, record)| (names::place(name), record)),
         )?;
-        let staged =
-            std::mem::take(&mut *self.staged.lock().unwrap_or_else(PoisonError::into_inner));
         let mut changed = BTreeSet::new();
+        // What others have just put there may not be on disk yet.
+        for (manifest, record) in &self.records {
+            let places = record.objects(manifest).into_iter();
+            let folders = places.filter_map(|(kind, digest)| {
+                let to = self.store.root.join(kind.place(&digest));
+                Some(to.parent()?.to_path_buf())
+            });
+            changed.extend(folders);
+        }
+        let staged = std::mem::take(&mut *self.staged());
         for (kind, digest) in staged {
             let place = kind.place(&digest);
             let to = self.target(&place, &mut changed)?;
@@ -308,13 +352,15 @@ mod tests {
         (folder, store)
     }
 
-    /// An image of one blob, which stands for all of its content.
+    /// An image all parts of which are the same.
     fn add(store: &Store, content: &[u8]) -> Digest {
         let digest = Digest::of(content);
         let mut transaction = Transaction::begin(store).unwrap();
-        let path = transaction.new_path();
-        files::write(&path, content).unwrap();
-        transaction.stage(Kind::Blobs, &digest, &path).unwrap();
+        for kind in Kind::SWEPT {
+            let path = transaction.new_path();
+            files::write(&path, content).unwrap();
+            transaction.stage(kind, &digest, &path).unwrap();
+        }
         let layers = vec![LayerRecord {
             blob: digest,
             diff_id: digest,
