@@ -39,24 +39,40 @@ target/release/pillbug ps > /dev/null
 # One lab has one processor: two of them, each with every other test.
 step "end to end, in two labs"
 "$e2e" --list --format terse | sed -n 's/: test$//p' > "$work/tests"
-lab() {
+lab() { # log, test...
   tests/lab/lab.sh -m 5120 -t 2400 -k "$host_kernel/vmlinux" -- \
-    "$e2e" --exact --test-threads=1 $(awk "NR % 2 == $1" "$work/tests") > "$work/lab$1.log" 2>&1
+    "$e2e" --exact --test-threads=1 "${@:2}" > "$work/$1.log" 2>&1
 }
-lab 0 & first=$!
-lab 1 & second=$!
-for job in "$first:0" "$second:1"; do
-  wait "${job%:*}" || status=1
-  cat "$work/lab${job#*:}.log"
+lab lab0 $(awk 'NR % 2 == 0' "$work/tests") & first=$!
+lab lab1 $(awk 'NR % 2 == 1' "$work/tests") & second=$!
+ended=0
+for job in "$first:lab0" "$second:lab1"; do
+  wait "${job%:*}" || ended=1
+  cat "$work/${job#*:}.log"
 done
+[ "$(grep -l '^test result:' "$work"/lab?.log | wc -l)" = 2 ] || { echo "a lab ended before its tests did" >&2; status=1; }
+
+# The emulated processor is not quite a processor: about one start in several hundred goes wrong on it
+# without a reason in the program. So a few tests that fail get a second try, and the report says so.
+sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$work"/lab?.log > "$work/failed"
+again=0
+if [ "$ended" = 1 ] && [ -s "$work/failed" ] && [ "$(wc -l < "$work/failed")" -le 3 ]; then
+  step "again, what failed"
+  if lab again $(cat "$work/failed"); then
+    ended=0
+    again=$(wc -l < "$work/failed")
+  fi
+  cat "$work/again.log"
+fi
+[ "$ended" = 0 ] || status=1
 
 # A test program that runs nothing shows nothing.
 if grep -h '^test result:' "$work"/*.log | grep -q ' 0 passed; 0 failed; 0 ignored;'; then
   echo "a test program ran no test" >&2
   status=1
 fi
-total=$(grep -h '^test result:' "$work"/*.log | awk '{ passed += $4; failed += $6 } END { printf "%d passed, %d failed", passed, failed }')
-ended=$(grep -c '^test result:' "$work"/lab*.log | awk -F: '{ n += $2 } END { print n }')
-[ "$ended" = 2 ] || { echo "a lab ended before its tests did" >&2; status=1; }
-echo "$total"
+totals() { awk '/^test result:/ { passed += $4; failed += $6 } END { print passed + 0, failed + 0 }' "$@"; }
+read -r passed failed < <(totals "$work/unit.log" "$work"/lab?.log)
+[ "$again" = 0 ] || echo "passed at the second try only: $(paste -sd ' ' "$work/failed")"
+echo "$((passed + again)) passed, $((failed - again)) failed"
 exit $status
