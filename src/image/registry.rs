@@ -26,8 +26,8 @@ pub(crate) use self::upload::Arrival;
 use self::{
     challenge::Challenge,
     credentials::{Credential, CredentialError, Credentials},
-    settings::{RegistrySettings, Settings, SettingsError},
-    transport::{Content, Request},
+    settings::{Settings, SettingsError},
+    transport::{Content, Line, Request},
 };
 use crate::image::{
     digest::{Algorithm, Digest, Hasher},
@@ -91,7 +91,7 @@ pub enum RegistryError {
 pub struct Client {
     settings: Settings,
     credentials: Option<Credentials>,
-    agents: Mutex<HashMap<String, Agent>>,
+    lines: Mutex<HashMap<String, Line>>,
 }
 
 /// What is to be done in a repository.
@@ -122,7 +122,7 @@ impl Client {
         Ok(Self {
             settings: Settings::load()?,
             credentials: Credentials::locate().ok(),
-            agents: Mutex::default(),
+            lines: Mutex::default(),
         })
     }
 
@@ -187,9 +187,7 @@ impl Client {
         path: &str,
         access: Access,
     ) -> Result<Repository<'_>, RegistryError> {
-        let settings = self.settings.of(host);
-        let agent = self.agent(host, &settings)?;
-        let base = transport::base(&agent, host, &settings)?;
+        let Line { agent, base } = self.line(host)?;
         Ok(Repository {
             client: self,
             agent,
@@ -208,15 +206,16 @@ impl Client {
         })
     }
 
-    /// One agent a host, since each may trust other certificates; connections are used again.
-    fn agent(&self, host: &str, settings: &RegistrySettings) -> Result<Agent, RegistryError> {
-        let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(agent) = agents.get(host) {
-            return Ok(agent.clone());
+    /// One line a host, since each may trust other certificates.
+    fn line(&self, host: &str) -> Result<Line, RegistryError> {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(line) = lines.get(host) {
+            return Ok(line.clone());
         }
-        let agent = transport::agent(settings, self.settings.transfer.progress_timeout())?;
-        agents.insert(host.into(), agent.clone());
-        Ok(agent)
+        let settings = self.settings.of(host);
+        let line = Line::open(host, &settings, self.settings.transfer.progress_timeout())?;
+        lines.insert(host.into(), line.clone());
+        Ok(line)
     }
 
     /// How content is transferred.

@@ -137,13 +137,13 @@ impl Import<'_> {
             .map_err(|source| FileError::Write(path.into(), source))?;
         let mut bytes = from;
         arrived.take_from(&mut *reader, &mut |piece| {
+            write(file, path, piece)?;
             bytes += piece.len() as u64;
             (self.observer)(Progress::Received {
                 layer: digest,
                 bytes,
                 total: size,
             });
-            write(file, path, piece)?;
             match remote.is_over() {
                 true => Err(ImportError::GivenUp(digest)),
                 false => Ok(()),

@@ -109,7 +109,7 @@ impl<R: BufRead> Archive<R> {
         }
     }
 
-    /// The next member, or `None` at the end marker or a clean end of the stream. Skips what was not read of the
+    /// The next member, or `None` at the end marker or at an end of the stream behind a member's content. Skips what was not read of the
     /// member before.
     ///
     /// # Errors
@@ -117,8 +117,14 @@ impl<R: BufRead> Archive<R> {
     /// When the stream fails or is no archive from here on.
     pub fn next_member(&mut self) -> Result<Option<Member>, ArchiveError> {
         self.input.consume(std::mem::take(&mut self.lent));
-        self.skip(self.content + self.padding)?;
-        (self.content, self.padding) = (0, 0);
+        let content = std::mem::take(&mut self.content);
+        let padding = std::mem::take(&mut self.padding);
+        self.skip(content)?;
+        match self.skip(padding) {
+            // Some tools pad neither the last member nor the archive.
+            Err(ArchiveError::Truncated) => return Ok(None),
+            skipped => skipped?,
+        }
         let mut pax = Pax::default();
         let (mut long_name, mut long_link) = (None, None);
         let mut extended = false;
@@ -343,6 +349,20 @@ mod tests {
             first(&[header(b'x', "p").as_bytes()]),
             Err(ArchiveError::Truncated)
         ));
+    }
+
+    #[test]
+    fn an_archive_may_end_behind_the_last_content() {
+        let mut file = header(b'0', "f");
+        file.set_size(3);
+        file.set_cksum();
+        for (content, ends_well) in [(&b"abc"[..], true), (b"abc\0\0", true), (b"ab", false)] {
+            let bytes = [file.as_bytes(), content].concat();
+            let mut archive = Archive::new(&bytes[..]);
+            archive.next_member().unwrap().unwrap();
+            let end = archive.next_member();
+            assert_eq!(matches!(end, Ok(None)), ends_well, "{content:?}");
+        }
     }
 
     #[test]

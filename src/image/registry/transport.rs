@@ -23,16 +23,56 @@ const LEAST_PROGRESS: u64 = 1024;
 /// Most bytes of an error that are read.
 const MAX_ERROR: u64 = 16 << 10;
 
-/// An agent for one registry.
-pub(super) fn agent(
+/// How one registry is spoken to.
+#[derive(Clone)]
+pub(super) struct Line {
+    /// Sends requests; connections are used again.
+    pub agent: Agent,
+    /// `https://HOST`, or `http://HOST` where that is allowed and HTTPS is not answered.
+    pub base: String,
+}
+
+impl Line {
+    /// Finds out how a registry is to be spoken to.
+    pub fn open(
+        host: &str,
+        settings: &RegistrySettings,
+        progress_timeout: Duration,
+    ) -> Result<Self, RegistryError> {
+        let secure = Self {
+            agent: agent(settings, progress_timeout, true)?,
+            base: format!("https://{host}"),
+        };
+        if !settings.plain_http {
+            return Ok(secure);
+        }
+        let url = format!("{}/v2/", secure.base);
+        match Request::get(&url).send(&secure.agent, None) {
+            Ok(_) => Ok(secure),
+            // A certificate that is not trusted is no reason to give up on being private.
+            Err(source) if is_about_certificate(&source) => Err(RegistryError::Transport {
+                host: host.into(),
+                source,
+            }),
+            Err(_) => Ok(Self {
+                agent: agent(settings, progress_timeout, false)?,
+                base: format!("http://{host}"),
+            }),
+        }
+    }
+}
+
+/// What sends requests to one registry; with `is_secure` over HTTPS alone, wherever it is redirected.
+fn agent(
     settings: &RegistrySettings,
     progress_timeout: Duration,
+    is_secure: bool,
 ) -> Result<Agent, RegistryError> {
     let tls = TlsConfig::builder()
         .root_certs(root_certificates(settings)?)
         .build();
     let config = Agent::config_builder()
-        .https_only(!settings.plain_http)
+        .https_only(is_secure)
         .http_status_as_error(false)
         .user_agent(concat!("pillbug/", env!("CARGO_PKG_VERSION")))
         .timeout_connect(Some(CONNECT_TIMEOUT))
@@ -71,28 +111,6 @@ fn root_certificates(settings: &RegistrySettings) -> Result<RootCerts, RegistryE
     } else {
         RootCerts::from(certificates)
     })
-}
-
-/// The address of a registry: HTTPS, or HTTP where that is allowed and HTTPS is not answered.
-pub(super) fn base(
-    agent: &Agent,
-    host: &str,
-    settings: &RegistrySettings,
-) -> Result<String, RegistryError> {
-    let secure = format!("https://{host}");
-    if !settings.plain_http {
-        return Ok(secure);
-    }
-    let url = format!("{secure}/v2/");
-    match Request::get(&url).send(agent, None) {
-        Ok(_) => Ok(secure),
-        // A certificate that is not trusted is no reason to give up on being private.
-        Err(source) if is_about_certificate(&source) => Err(RegistryError::Transport {
-            host: host.into(),
-            source,
-        }),
-        Err(_) => Ok(format!("http://{host}")),
-    }
 }
 
 /// A handshake is part of the first reads and writes of its connection, and so are its errors.
