@@ -5,9 +5,12 @@
 mod bench;
 mod completions;
 mod doctor;
+mod format;
 mod history;
+mod image_filter;
 mod image_prune;
 mod images;
+mod import;
 mod inspect;
 mod load;
 mod login;
@@ -19,7 +22,10 @@ mod rm;
 mod rmi;
 mod run;
 mod save;
-mod system;
+mod search;
+mod system_check;
+mod system_df;
+mod system_prune;
 mod tag;
 mod units;
 
@@ -68,6 +74,9 @@ enum Verb {
     Rmi(rmi::RmiArgs),
     Load(load::LoadArgs),
     Save(save::SaveArgs),
+    Import(import::ImportArgs),
+    Search(search::SearchArgs),
+    Inspect(inspect::AnyInspectArgs),
     Login(login::LoginArgs),
     Logout(login::LogoutArgs),
     #[command(subcommand)]
@@ -80,7 +89,9 @@ enum Verb {
 /// Manage the state folder
 #[derive(Debug, Subcommand)]
 enum SystemVerb {
-    Check(system::CheckArgs),
+    Check(system_check::CheckArgs),
+    Df(system_df::DfArgs),
+    Prune(system_prune::SystemPruneArgs),
 }
 
 /// Manage images
@@ -95,6 +106,7 @@ enum ImageVerb {
     Tag(tag::TagArgs),
     Load(load::LoadArgs),
     Save(save::SaveArgs),
+    Import(import::ImportArgs),
     #[command(visible_alias = "remove")]
     Rm(rmi::RmiArgs),
     Prune(image_prune::ImagePruneArgs),
@@ -147,9 +159,16 @@ fn command_line(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Verb::Rmi(arguments) | Verb::Image(ImageVerb::Rm(arguments)) => rmi::run(&arguments),
         Verb::Load(arguments) | Verb::Image(ImageVerb::Load(arguments)) => load::run(&arguments),
         Verb::Save(arguments) | Verb::Image(ImageVerb::Save(arguments)) => save::run(&arguments),
+        Verb::Import(arguments) | Verb::Image(ImageVerb::Import(arguments)) => {
+            import::run(arguments)
+        }
+        Verb::Search(arguments) => search::run(&arguments),
+        Verb::Inspect(arguments) => inspect::run_any(&arguments),
         Verb::Image(ImageVerb::Inspect(arguments)) => inspect::run(&arguments),
         Verb::Image(ImageVerb::Prune(arguments)) => image_prune::run(&arguments),
-        Verb::System(SystemVerb::Check(arguments)) => system::check(&arguments),
+        Verb::System(SystemVerb::Check(arguments)) => system_check::run(&arguments),
+        Verb::System(SystemVerb::Df(arguments)) => system_df::run(&arguments),
+        Verb::System(SystemVerb::Prune(arguments)) => system_prune::run(&arguments),
         Verb::Login(arguments) => login::run(&arguments),
         Verb::Logout(arguments) => login::run_logout(&arguments),
         Verb::Completions(arguments) => completions::run(&arguments),

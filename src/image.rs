@@ -4,6 +4,7 @@
 //! is known here: what comes out is plain data and files that others may open.
 
 pub mod archive;
+pub mod change;
 pub mod check;
 pub mod digest;
 pub mod erofs;
@@ -16,6 +17,7 @@ pub mod pull;
 pub mod push;
 pub mod reference;
 pub mod registry;
+pub mod root_archive;
 pub mod rootfs;
 pub mod save;
 pub mod store;

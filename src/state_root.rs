@@ -104,6 +104,17 @@ pub fn private_folder(path: &Path) -> Result<(), StateRootError> {
     Ok(())
 }
 
+/// Bytes of disk that a file, or a folder with all that is in it, takes; what cannot be read counts nothing.
+#[must_use]
+pub fn disk_usage(path: &Path) -> u64 {
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return 0;
+    };
+    let within = metadata.is_dir().then(|| fs::read_dir(path));
+    let within = within.into_iter().flatten().flatten().flatten();
+    metadata.blocks() * 512 + within.map(|entry| disk_usage(&entry.path())).sum::<u64>()
+}
+
 /// Makes a folder with its parents, each on disk before anything can be put into it.
 fn create_durably(path: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = path

@@ -2,19 +2,29 @@
 
 use std::{collections::HashSet, process::ExitCode};
 
-use clap::{Args, ValueEnum};
-use jiff::Timestamp;
+use clap::Args;
+use glob::Pattern;
 use serde::Serialize;
 
-use super::{table, units};
+use super::{
+    format::{self, Format},
+    image_filter::{self, Filter, Wanted},
+    units,
+};
 use crate::image::{digest::Digest, reference::Reference, store::Listed};
 
 const EXAMPLES: &str = "\
 Examples:
-  pillbug images                        all images
-  pillbug images busybox                those of one repository
-  pillbug images -q                     IDs only
-  pillbug images --format json          one JSON object a line";
+  pillbug images                                   all images
+  pillbug images busybox                           those of one repository
+  pillbug images 'registry.lan:5000/*/*'           those of one registry
+  pillbug images -f dangling=true -q               IDs of those that have lost their names
+  pillbug images -f until=24h -f label=team=web    older than a day, with a label
+  pillbug images --format '{{.Repository}}:{{.Tag}} {{.Size}}'
+
+Filters: dangling=true|false, label=NAME[=VALUE], label!=NAME[=VALUE], before=IMAGE, since=IMAGE,
+reference=PATTERN, until=TIME|DURATION.
+Fields: .Repository .Tag .Digest .ID .CreatedAt .CreatedSince .Size";
 
 /// What stands where there is nothing.
 const NONE: &str = "<none>";
@@ -23,9 +33,12 @@ const NONE: &str = "<none>";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ImagesArgs {
-    /// Only images of this repository, or of this name where it has a tag
+    /// Only images called like this; * and ? stand for what they do in a shell
     #[arg(value_name = "REPOSITORY[:TAG]")]
-    name: Option<String>,
+    name: Option<Pattern>,
+    /// For scripts made for Docker: all images are shown in any case
+    #[arg(short, long)]
+    all: bool,
     /// Print IDs only
     #[arg(short, long)]
     quiet: bool,
@@ -35,21 +48,14 @@ pub struct ImagesArgs {
     /// Show digests
     #[arg(long)]
     digests: bool,
-    /// How to print
-    #[arg(long, value_enum, default_value_t)]
+    /// Only images with these properties
+    #[arg(short, long = "filter", value_name = "NAME=VALUE")]
+    filters: Vec<Filter>,
+    #[arg(long, default_value_t, hide_default_value = true, help = format::LIST_HELP)]
     format: Format,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-enum Format {
-    /// Columns with a heading
-    #[default]
-    Table,
-    /// One JSON object a line
-    Json,
-}
-
-/// One line: an image under one of its names. The fields are those of Docker's JSON.
+/// One line: an image under one of its names. The fields are those of Docker's.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Line {
@@ -65,17 +71,20 @@ struct Line {
 
 /// Prints the list.
 pub fn run(arguments: &ImagesArgs) -> anyhow::Result<ExitCode> {
-    let wanted = arguments.name.as_deref().map(Wanted::parse).transpose()?;
-    let images = super::image_store()?.list()?;
+    let store = super::image_store()?;
+    let wanted = Wanted::new(&arguments.filters, &store)?;
+    let called = |name: Option<&Reference>| match (&arguments.name, name) {
+        (None, _) => true,
+        (Some(pattern), Some(name)) => image_filter::is_called(name, pattern),
+        (Some(_), None) => false,
+    };
     let mut lines = Vec::new();
-    for image in &images {
+    for image in store.list()?.iter().filter(|image| wanted.has(image)) {
         let names = image.names.iter().map(Some);
         let unnamed = image.names.is_empty().then_some(None);
         for name in names.chain(unnamed) {
-            if wanted
-                .as_ref()
-                .is_none_or(|wanted| name.is_some_and(|name| wanted.is(&name.0)))
-            {
+            let reference = name.map(|name| &name.0);
+            if called(reference) && wanted.has_name(reference) {
                 lines.push(line(image, name, arguments.no_trunc));
             }
         }
@@ -84,35 +93,8 @@ pub fn run(arguments: &ImagesArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Which names are asked for.
-struct Wanted {
-    name: Reference,
-    tag_matters: bool,
-}
-
-impl Wanted {
-    fn parse(text: &str) -> anyhow::Result<Self> {
-        let name: Reference = text.parse()?;
-        let last = text.rsplit('/').next().unwrap_or_default();
-        Ok(Self {
-            name,
-            tag_matters: last.contains([':', '@']),
-        })
-    }
-
-    fn is(&self, name: &Reference) -> bool {
-        if self.tag_matters {
-            return *name == self.name;
-        }
-        (name.domain(), name.path()) == (self.name.domain(), self.name.path())
-    }
-}
-
 fn line(image: &Listed, name: Option<&(Reference, Digest)>, no_trunc: bool) -> Line {
-    let created = image
-        .config
-        .as_ref()
-        .and_then(|config| config.created().as_deref()?.parse::<Timestamp>().ok());
+    let created = image_filter::created(image);
     let (repository, tag, digest) = match name {
         Some((name, digest)) => (
             name.familiar_name(),
@@ -130,43 +112,28 @@ fn line(image: &Listed, name: Option<&(Reference, Digest)>, no_trunc: bool) -> L
         } else {
             image.id.short()
         },
-        created_at: created.map_or_else(|| "N/A".into(), |created| created.to_string()),
+        created_at: units::moment(created),
         created_since: units::ago(created),
         size: units::size(image.size),
     }
 }
 
 fn render(lines: &[Line], arguments: &ImagesArgs) -> anyhow::Result<String> {
-    let mut text = String::new();
     if arguments.quiet {
         let mut seen = HashSet::new();
-        for line in lines.iter().filter(|line| seen.insert(&line.id)) {
-            text.extend([&line.id, "\n"]);
-        }
-        return Ok(text);
+        let distinct = lines.iter().filter(|line| seen.insert(&line.id));
+        return Ok(distinct.map(|line| format!("{}\n", line.id)).collect());
     }
-    if arguments.format == Format::Json {
-        for line in lines {
-            text.extend([&serde_json::to_string(line)?, "\n"]);
-        }
-        return Ok(text);
-    }
-    let mut head = vec!["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"];
+    let mut columns = vec![
+        ("Repository", "REPOSITORY"),
+        ("Tag", "TAG"),
+        ("ID", "IMAGE ID"),
+        ("CreatedSince", "CREATED"),
+        ("Size", "SIZE"),
+    ];
+    let further = [("Digest", "DIGEST"), ("CreatedAt", "CREATED AT")];
     if arguments.digests {
-        head.insert(2, "DIGEST");
+        columns.insert(2, further[0]);
     }
-    let rows = lines.iter().map(|line| {
-        let mut row = vec![
-            &line.repository,
-            &line.tag,
-            &line.id,
-            &line.created_since,
-            &line.size,
-        ];
-        if arguments.digests {
-            row.insert(2, &line.digest);
-        }
-        row.into_iter().cloned().collect()
-    });
-    Ok(table(&head, rows) + "\n")
+    arguments.format.list(&columns, &further, lines)
 }

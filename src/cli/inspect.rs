@@ -1,24 +1,53 @@
-//! `pillbug image inspect`: everything about images, as JSON in Docker's shape.
+//! `pillbug inspect`: everything about images, as JSON in Docker's shape.
 
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
+use super::format::Format;
 use crate::image::store::Description;
 
 const EXAMPLES: &str = "\
 Examples:
   pillbug image inspect debian
-  pillbug image inspect debian | jq '.[0].Config.Env'";
+  pillbug image inspect -f '{{json .Config.Env}}' debian
+  pillbug inspect --type image -f '{{range .RepoTags}}{{println .}}{{end}}' debian";
 
 /// Show everything about images
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct InspectArgs {
+    /// 'json' for one line, or a Go template such as '{{.Id}}'
+    #[arg(short, long)]
+    format: Option<Format>,
     /// Names or IDs of images
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
+}
+
+/// Show everything about something
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct AnyInspectArgs {
+    /// What it has to be
+    #[arg(long, value_enum, default_value_t = Kind::Image)]
+    r#type: Kind,
+    #[command(flatten)]
+    arguments: InspectArgs,
+}
+
+/// What can be inspected.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Kind {
+    Image,
+}
+
+/// Inspects what there is of the kind that was asked for.
+pub fn run_any(arguments: &AnyInspectArgs) -> anyhow::Result<ExitCode> {
+    match arguments.r#type {
+        Kind::Image => run(&arguments.arguments),
+    }
 }
 
 /// Prints an array with an object for each image there is, and tells which there are not.
@@ -35,7 +64,7 @@ pub fn run(arguments: &InspectArgs) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    super::print(&(serde_json::to_string_pretty(&objects)? + "\n"))?;
+    super::print(&Format::objects(arguments.format.as_ref(), &objects)?)?;
     Ok(code)
 }
 

@@ -29,6 +29,14 @@ pub fn size(bytes: u64) -> String {
     format!("{digits}{}", UNITS[unit])
 }
 
+/// A moment as lists show it whole: `2026-11-21 02:57:00 +0000 UTC`.
+pub fn moment(moment: Option<Timestamp>) -> String {
+    moment.map_or_else(
+        || "N/A".into(),
+        |moment| moment.strftime("%Y-%m-%d %H:%M:%S +0000 UTC").to_string(),
+    )
+}
+
 /// How long ago something was, where that is known: `3 weeks ago`.
 pub fn ago(then: Option<Timestamp>) -> String {
     let Some(then) = then else {

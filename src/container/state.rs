@@ -293,6 +293,12 @@ impl Containers {
         fs::remove_dir_all(&gone).map_err(file("remove", &gone))
     }
 
+    /// Bytes of disk that a container takes; none where there is no such container.
+    #[must_use]
+    pub fn disk_usage(&self, id: &Id) -> u64 {
+        state_root::disk_usage(&self.folder.join(id.to_string()))
+    }
+
     /// Clears what killed processes left: half-made and half-removed folders, and orphans. Cheap when
     /// there is nothing.
     ///

@@ -18,10 +18,8 @@ use std::{
 
 use oci_spec::OciSpecError;
 
-use self::{
-    input::Input,
-    members::{Content, Members},
-};
+pub(super) use self::input::Input;
+use self::members::{Content, Members};
 use crate::image::{
     digest::Digest,
     import::{Source, SourceError},

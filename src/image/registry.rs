@@ -6,6 +6,7 @@
 
 mod challenge;
 pub mod credentials;
+pub mod search;
 pub mod settings;
 mod token;
 mod transport;
@@ -54,6 +55,8 @@ pub enum RegistryError {
         path: String,
         source: std::io::Error,
     },
+    #[error("{0} offers no search: ask for a repository by its whole name")]
+    NoSearch(String),
     #[error("cannot reach {host}")]
     Transport { host: String, source: ureq::Error },
     #[error("{0} asks for a login that is not supported: {1:?}")]

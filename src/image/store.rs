@@ -23,6 +23,7 @@ mod names;
 mod partial;
 mod sweep;
 mod transaction;
+mod usage;
 
 use std::{
     fs::File,
@@ -39,6 +40,7 @@ pub use names::NameRecord;
 pub(crate) use partial::Partial;
 pub use sweep::{Pruned, Removed};
 pub(crate) use transaction::Transaction;
+pub use usage::{ImageUsage, Usage};
 
 use crate::{
     image::{digest::Digest, manifest::ManifestError, rootfs::RootfsError},

@@ -16,7 +16,7 @@ const MAX_RATIO: u64 = 200;
 const RATIO_FROM: u64 = 1 << 30;
 
 /// Where a tar file is read from.
-pub(super) enum Input {
+pub(in crate::image) enum Input {
     /// A file that can be read anywhere.
     File(File),
     /// Anything else.
@@ -54,6 +54,14 @@ impl Input {
             came_out: 0,
             went_in,
         })))
+    }
+
+    /// As a stream from its beginning.
+    pub fn into_reader(self) -> Box<dyn Read + Send> {
+        match self {
+            Self::File(file) => Box::new(file),
+            Self::Stream(stream) => stream,
+        }
     }
 }
 

@@ -151,7 +151,7 @@ fn basic(user: &str, password: &str) -> String {
 }
 
 /// Form encoding of names and values.
-fn encode(query: &[(&str, &str)]) -> String {
+pub(super) fn encode(query: &[(&str, &str)]) -> String {
     let mut text = String::new();
     for (name, value) in query {
         if !text.is_empty() {

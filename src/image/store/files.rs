@@ -5,7 +5,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -205,13 +205,6 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
         }
         _ => Ok(()),
     }
-}
-
-/// Bytes of disk that a file, or a folder with the files directly in it, takes.
-pub fn disk_usage(path: &Path) -> u64 {
-    let of = |path: &Path| fs::symlink_metadata(path).map_or(0, |metadata| metadata.blocks() * 512);
-    let within = fs::read_dir(path).into_iter().flatten().flatten();
-    of(path) + within.map(|entry| of(&entry.path())).sum::<u64>()
 }
 
 /// Takes a lock that nobody else holds exclusively; waits.

@@ -7,7 +7,10 @@ use super::{
     files::{self, FileError},
     transaction,
 };
-use crate::image::{digest::Digest, reference::Reference};
+use crate::{
+    image::{digest::Digest, reference::Reference},
+    state_root::disk_usage,
+};
 
 /// What a [`Store::prune`] did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -209,7 +212,7 @@ impl Store {
             .join(format!("discarded-{}-{}", kind.folder(), digest.hex()));
         files::remove(&aside)?;
         files::replace(&self.path(kind, digest), &aside)?;
-        let bytes = files::disk_usage(&aside);
+        let bytes = disk_usage(&aside);
         files::remove(&aside)?;
         Ok(bytes)
     }

@@ -1,4 +1,4 @@
-//! `pillbug system`: the state folder as a whole.
+//! `pillbug system check`: whether the image store is as it should be.
 
 use std::process::ExitCode;
 
@@ -27,7 +27,7 @@ pub struct CheckArgs {
 }
 
 /// Checks, and repairs.
-pub fn check(arguments: &CheckArgs) -> anyhow::Result<ExitCode> {
+pub fn run(arguments: &CheckArgs) -> anyhow::Result<ExitCode> {
     let store = super::image_store()?;
     let findings = store.check()?;
     let line = |finding: &Finding| {

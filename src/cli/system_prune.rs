@@ -1,0 +1,80 @@
+//! `pillbug system prune`: everything that nobody needs.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use jiff::Timestamp;
+
+use super::{image_filter::Filter, image_prune, units};
+use crate::{
+    container::state::{Containers, StateError, Status},
+    state_root,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  pillbug system prune                  containers that have ended, images without a name
+  pillbug system prune -a -f            all images that no container is left of, without asking";
+
+/// Remove containers that have ended and images that are not needed
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct SystemPruneArgs {
+    /// Remove images that have names, too, unless a container is made of them
+    #[arg(short, long)]
+    all: bool,
+    /// Only what has these properties: label=, label!=, until=
+    #[arg(long = "filter", value_name = "NAME=VALUE")]
+    filters: Vec<Filter>,
+    /// Do not ask
+    #[arg(short, long)]
+    force: bool,
+}
+
+/// Asks and removes.
+pub fn run(arguments: &SystemPruneArgs) -> anyhow::Result<ExitCode> {
+    let images = if arguments.all {
+        "all images without at least one container"
+    } else {
+        "all images without a name"
+    };
+    let warning = format!("This will remove:\n  - all stopped containers\n  - {images}\n");
+    if !arguments.force && !image_prune::confirm(&warning)? {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut text = String::new();
+    let mut bytes = 0;
+    let containers = Containers::open(&state_root::locate()?)?;
+    for record in containers.list()? {
+        let label = |name: &str| record.spec.labels.get(name).map(String::as_str);
+        let created = Timestamp::try_from(record.spec.created).ok();
+        let is_wanted = arguments
+            .filters
+            .iter()
+            .all(|filter| filter.has(label, created));
+        if !is_wanted || matches!(record.status, Status::Running { .. }) {
+            continue;
+        }
+        let size = containers.disk_usage(&record.spec.id);
+        match containers.remove(&record.spec.id) {
+            // Started since, or removed by somebody else.
+            Err(StateError::Running(_) | StateError::NotFound(_)) => {}
+            removed => {
+                removed?;
+                bytes += size;
+                text.push_str(&format!("{}\n", record.spec.id));
+            }
+        }
+    }
+    if !text.is_empty() {
+        text = format!("Deleted Containers:\n{text}\n");
+    }
+    let pruned = image_prune::prune(arguments.all, &arguments.filters)?;
+    text.push_str(&image_prune::words(&pruned));
+    bytes += pruned.bytes;
+    super::print(&format!(
+        "{text}Total reclaimed space: {}\n",
+        units::size(bytes)
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
