@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     container::state::{Containers, Record, Status},
-    image::store::Usage,
+    image::{reference::Reference, store::Usage},
     state_root,
 };
 
@@ -164,7 +164,7 @@ fn verbose(
     let images = usage.images.iter().map(|part| {
         let name = part.image.names.first().map(|(name, _)| name);
         ImageLine {
-            repository: name.map_or("<none>".into(), |name| name.familiar_name()),
+            repository: name.map_or("<none>".into(), Reference::familiar_name),
             tag: name.and_then(|name| name.tag()).unwrap_or("<none>").into(),
             id: part.image.id.short(),
             created_since: units::ago(image_filter::created(&part.image)),

@@ -296,7 +296,7 @@ impl Containers {
     /// Bytes of disk that a container takes; none where there is no such container.
     #[must_use]
     pub fn disk_usage(&self, id: &Id) -> u64 {
-        state_root::disk_usage(&self.folder.join(id.to_string()))
+        state_root::disk_usage(&self.container_folder(id))
     }
 
     /// Clears what killed processes left: half-made and half-removed folders, and orphans. Cheap when

@@ -11,3 +11,4 @@ mod registry;
 mod server;
 mod sharing;
 mod state;
+mod verbs;
