@@ -198,9 +198,14 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Tells something on standard error, where it is no failure that nobody listens.
+fn tell(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
 /// Prints an error and its causes in one line.
 fn report(error: &anyhow::Error) {
-    eprintln!("pillbug: {}", escape(&format!("{error:#}")));
+    tell(&format!("pillbug: {}\n", escape(&format!("{error:#}"))));
 }
 
 /// Rows below a head, in columns as wide as they need to be.

@@ -82,7 +82,7 @@ impl Transfers {
             Self::Lines(told) => {
                 let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
                 if told.get(&layer).is_none_or(|before| before != words) {
-                    eprintln!("{}: {words}", layer.short());
+                    super::tell(&format!("{}: {words}\n", layer.short()));
                     told.insert(layer, words.into());
                 }
             }

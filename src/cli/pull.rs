@@ -88,7 +88,7 @@ pub fn ensure(source: &str, when: When, quiet: bool) -> anyhow::Result<()> {
     };
     let tell = |text: &str| {
         if !quiet {
-            eprint!("{text}");
+            super::tell(text);
         }
         Ok(())
     };

@@ -1,25 +1,31 @@
 //! Registries that are slow, broken, busy or hostile.
 
-use std::{fs, sync::Arc};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::process::ExitStatusExt,
+    process::{Child, Stdio},
+    sync::Arc,
+};
 
-use serde_json::Value;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     fixture::{Fixture, Packing, Place, fail, succeed},
-    server::{Answer, Hostile, Request},
+    hostile::{Answer, Gate, Hostile, Request},
 };
 
 /// Settings with which a test does not wait long.
 const IMPATIENT: &str =
     "[transfer]\nbackoff-ms = 1\nlongest-wait-ms = 20\nprogress-timeout-ms = 500\nretries = 3\n";
 
-fn place() -> Place {
+pub fn place() -> Place {
     let place = Place::new();
     fs::write(place.path("registries.toml"), IMPATIENT).unwrap();
     place
 }
 
-fn image() -> Arc<Fixture> {
+pub fn image() -> Arc<Fixture> {
     let mut image = Fixture::new("remote", &[Packing::Plain]);
     let manifest = image.manifest.to_string().into_bytes();
     image.put("manifest", manifest);
@@ -27,7 +33,7 @@ fn image() -> Arc<Fixture> {
 }
 
 /// What a registry answers that does everything right.
-fn good(image: &Fixture, request: &Request) -> Answer {
+pub fn good(image: &Fixture, request: &Request) -> Answer {
     let last = request.path.rsplit('/').next().unwrap();
     if request.path.contains("/manifests/") {
         return Answer::ok(image.manifest.to_string().as_bytes()).with(
@@ -60,7 +66,7 @@ fn good(image: &Fixture, request: &Request) -> Answer {
 }
 
 /// Pulls from a registry that is good but for what `fault` changes of its answers.
-fn pull(
+pub fn pull(
     place: &Place,
     image: &Arc<Fixture>,
     fault: impl Fn(&Request, usize, Answer) -> Answer + Send + Sync + 'static,
@@ -76,7 +82,7 @@ fn pull(
 }
 
 /// Whether a request is for the layer of the image.
-fn is_layer(image: &Fixture, request: &Request) -> bool {
+pub fn is_layer(image: &Fixture, request: &Request) -> bool {
     request.path.ends_with(&image.first_layer())
 }
 
@@ -104,6 +110,216 @@ fn a39_a_transfer_that_stalls_goes_on_where_it_stopped() {
         .collect();
     assert_eq!(ranges, [None, Some("bytes=300-"), Some("bytes=600-")]);
     assert_eq!(place.images()[0][2], image.id());
+}
+
+/// An image whose layers are larger than what goes through a connection unread.
+fn large(layers: usize) -> Arc<Fixture> {
+    let mut image = Fixture::new(&"large ".repeat(700_000), &vec![Packing::Plain; layers]);
+    image.config["config"]["Labels"]["seed"] = "large".into();
+    image.seal();
+    Arc::new(image)
+}
+
+/// A pull under way, once it has told of everything in `told`, each with the layer that it is about.
+fn begin_pull(place: &Place, registry: &Hostile, told: &[(&str, &str)]) -> Child {
+    let mut pull = place
+        .pillbug(&["pull", &format!("{}/app:1", registry.address)])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut missing: Vec<String> = told
+        .iter()
+        .map(|(digest, words)| format!("{}: {words}", &digest[7..19]))
+        .collect();
+    let mut lines = BufReader::new(pull.stderr.take().unwrap()).lines();
+    while !missing.is_empty() {
+        let line = lines.next().expect("the pull has ended").unwrap();
+        missing.retain(|wanted| *wanted != line);
+    }
+    pull
+}
+
+#[test]
+fn a39_a_transfer_that_trickles_has_stalled() {
+    let (place, image) = (place(), image());
+    let told = Arc::clone(&image);
+    let (registry, output) = pull(&place, &image, move |request, before, answer| Answer {
+        trickles: is_layer(&told, request) && before == 0,
+        ..answer
+    });
+    succeed(output);
+    let requests = blob_requests(&registry, &image);
+    assert_eq!(requests.len(), 2);
+    assert!(requests[1].header("range").unwrap().starts_with("bytes="));
+}
+
+#[test]
+fn a39_ctrl_c_ends_a_pull_at_once_and_the_next_goes_on() {
+    let (place, image) = (place(), large(2));
+    let second = image.layers[1]["digest"].as_str().unwrap().to_owned();
+    let gate = Arc::new(Gate::default());
+    let (served, closed, slow) = (Arc::clone(&image), Arc::clone(&gate), second.clone());
+    let registry = Hostile::start(move |request, before| {
+        let stands_still = request.path.ends_with(&slow) && before == 0;
+        Answer {
+            gate: stands_still.then(|| (3 << 20, Arc::clone(&closed))),
+            ..good(&served, request)
+        }
+    });
+    let told = [
+        (image.first_layer(), "Pull complete"),
+        (second.clone(), "Downloading"),
+    ];
+    let told = told
+        .each_ref()
+        .map(|(layer, words)| (layer.as_str(), *words));
+    let mut interrupted = begin_pull(&place, &registry, &told);
+    gate.reached();
+    kill_process(Pid::from_child(&interrupted), Signal::INT).unwrap();
+    assert_eq!(interrupted.wait().unwrap().signal(), Some(2));
+    assert!(place.images().is_empty());
+
+    let name = format!("{}/app:1", registry.address);
+    succeed(place.pillbug(&["pull", "-q", &name]).output().unwrap());
+    gate.open();
+    assert_eq!(blob_requests(&registry, &image).len(), 1);
+    let requests = registry.requests();
+    let of_second: Vec<_> = requests
+        .iter()
+        .filter(|request| request.path.ends_with(&second))
+        .collect();
+    assert_eq!(of_second.len(), 2);
+    assert!(of_second[1].header("range").unwrap().starts_with("bytes="));
+    assert!(
+        !place
+            .content()
+            .iter()
+            .any(|path| path.starts_with("partial"))
+    );
+}
+
+#[test]
+fn what_a_power_cut_has_made_of_a_download_is_fetched_again() {
+    let (place, image) = (place(), image());
+    place.images();
+    let name = image.first_layer().replace(':', "-");
+    let size = image.blobs[&image.first_layer()].len();
+    for left in [size / 2, size, size + 1] {
+        let path = place.state().join("images/partial").join(&name);
+        fs::write(path, vec![0; left]).unwrap();
+        let (_, output) = pull(&place, &image, |_, _, answer| answer);
+        succeed(output);
+        succeed(place.pillbug(&["rmi", "-f", &image.id()]).output().unwrap());
+        assert_eq!(place.content(), [""; 0]);
+    }
+}
+
+#[test]
+fn a71_of_a_hundred_pulls_one_is_killed_and_each_layer_is_sent_once() {
+    let (place, image) = (place(), large(2));
+    let layer = image.first_layer();
+    let gate = Arc::new(Gate::default());
+    let (served, closed, slow) = (Arc::clone(&image), Arc::clone(&gate), layer.clone());
+    let registry = Hostile::start(move |request, before| {
+        let stands_still = request.path.ends_with(&slow) && before == 0;
+        Answer {
+            gate: stands_still.then(|| (3 << 20, Arc::clone(&closed))),
+            ..good(&served, request)
+        }
+    });
+    let mut killed = begin_pull(&place, &registry, &[(&layer, "Downloading")]);
+    let name = format!("{}/app:1", registry.address);
+    let others: Vec<_> = (1..100)
+        .map(|_| {
+            place
+                .pillbug(&["pull", "-q", &name])
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    gate.reached();
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    for other in others {
+        succeed(other.wait_with_output().unwrap());
+    }
+    gate.open();
+    let ranges = |digest: &str| -> Vec<Option<String>> {
+        let requests = registry.requests().into_iter();
+        requests
+            .filter(|request| request.path.ends_with(digest))
+            .map(|request| request.header("range").map(Into::into))
+            .collect()
+    };
+    let first = ranges(&layer);
+    assert_eq!(first.len(), 2);
+    assert!(first[0].is_none() && first[1].as_deref() != Some("bytes=0-"));
+    let second = ranges(image.layers[1]["digest"].as_str().unwrap());
+    assert_eq!(second.iter().filter(|range| range.is_none()).count(), 1);
+    assert_eq!(place.images()[0][2], image.id());
+    let checked = place.pillbug(&["system", "check"]).output().unwrap();
+    assert_eq!(succeed(checked), "The image store is sound.\n");
+}
+
+#[test]
+fn a67_removing_and_pruning_take_nothing_from_a_pull_under_way() {
+    let (place, image) = (place(), large(2));
+    // The same first layer, in another image.
+    let mut base = (*image).clone();
+    base.layers.truncate(1);
+    let diff_ids = base.config["rootfs"]["diff_ids"].as_array_mut().unwrap();
+    diff_ids.truncate(1);
+    base.seal();
+    place.load_well(&place.write("base", &base.named("base:1").archive()));
+
+    let second = image.layers[1]["digest"].as_str().unwrap().to_owned();
+    let gate = Arc::new(Gate::default());
+    let (served, closed, slow) = (Arc::clone(&image), Arc::clone(&gate), second.clone());
+    let registry = Hostile::start(move |request, _| Answer {
+        gate: request
+            .path
+            .ends_with(&slow)
+            .then(|| (1 << 20, Arc::clone(&closed))),
+        ..good(&served, request)
+    });
+    let first = image.first_layer();
+    let told = [
+        (first.as_str(), "Already exists"),
+        (second.as_str(), "Downloading"),
+    ];
+    let mut pull = begin_pull(&place, &registry, &told);
+    for arguments in [&["rmi", "base:1"][..], &["image", "prune", "-a", "-f"]] {
+        succeed(place.pillbug(arguments).output().unwrap());
+    }
+    assert!(place.images().is_empty());
+    gate.open();
+    assert!(pull.wait().unwrap().success());
+    let checked = place.pillbug(&["system", "check"]).output().unwrap();
+    assert_eq!(succeed(checked), "The image store is sound.\n");
+    assert!(blob_requests(&registry, &image).is_empty());
+}
+
+#[test]
+fn a28_a_layer_that_expands_without_end_leaves_nothing() {
+    let place = place();
+    let mut header = tar::Header::new_gnu();
+    header.set_path("zeros").unwrap();
+    header.set_size(60 << 30);
+    header.set_cksum();
+    let frame = |bytes: &[u8]| zstd::encode_all(bytes, 1).unwrap();
+    let mut bomb = frame(header.as_bytes());
+    bomb.extend(frame(&vec![0; 64 << 20]).repeat(17));
+    let mut image = Fixture::new("bomb", &[Packing::Zstd]);
+    let descriptor = image.put("application/vnd.oci.image.layer.v1.tar+zstd", bomb);
+    image.layers = vec![descriptor];
+    image.seal();
+    let (_, output) = pull(&place, &Arc::new(image), |_, _, answer| answer);
+    let error = fail(&output);
+    assert!(error.contains("times its size"), "{error}");
+    assert_eq!(place.content(), [""; 0]);
 }
 
 #[test]
@@ -236,124 +452,6 @@ fn an_error_says_what_the_registry_says() {
         error.contains("answered 418") && error.contains("because \\u{1b}[31mred"),
         "{error}"
     );
-}
-
-/// Answers 401 with the token server's address until the request has `token`.
-fn demand(request: &Request, token: &str, answer: Answer) -> Answer {
-    let address = request.header("host").unwrap();
-    if request.header("authorization") == Some(&format!("Bearer {token}")) {
-        return answer;
-    }
-    Answer::status(401).with(
-        "www-authenticate",
-        format!("Bearer realm=\"http://{address}/token\",service=\"s\""),
-    )
-}
-
-#[test]
-fn a41_a_token_that_expires_within_a_layer_is_renewed() {
-    let (place, image) = (place(), image());
-    let told = Arc::clone(&image);
-    let (registry, output) = pull(&place, &image, move |request, before, answer| {
-        if request.path.starts_with("/token") {
-            return Answer::ok(format!("{{\"token\": \"t{before}\"}}").as_bytes());
-        }
-        if is_layer(&told, request) && request.header("range").is_none() {
-            return Answer {
-                cut_after: Some(200),
-                ..demand(request, "t0", answer)
-            };
-        }
-        let current = if is_layer(&told, request) { "t1" } else { "t0" };
-        demand(request, current, answer)
-    });
-    succeed(output);
-    let tokens: Vec<_> = registry
-        .requests()
-        .into_iter()
-        .filter(|request| request.path.starts_with("/token"))
-        .collect();
-    assert_eq!(tokens.len(), 2);
-    assert!(
-        tokens[0].path.contains("scope=repository%3Aapp%3Apull")
-            && tokens[0].path.contains("service=s")
-    );
-}
-
-#[test]
-fn a_token_that_is_never_accepted_is_fetched_once() {
-    let (place, image) = (place(), image());
-    let (registry, output) = pull(&place, &image, |request, _, answer| {
-        if request.path.starts_with("/token") {
-            Answer::ok(b"{\"token\": \"t\"}")
-        } else {
-            demand(request, "other", answer)
-        }
-    });
-    assert!(fail(&output).contains("not for everybody"));
-    assert_eq!(registry.requests().len(), 3);
-}
-
-#[test]
-fn a38_no_credentials_follow_a_redirect() {
-    let (place, image) = (place(), image());
-    let served = Arc::clone(&image);
-    let elsewhere = Hostile::start(move |request, _| good(&served, request));
-    let address = elsewhere.address.clone();
-    let told = Arc::clone(&image);
-    let registry = Hostile::start(move |request, _| {
-        if request.header("authorization") != Some("Basic dXNlcjpzZWNyZXQ=") {
-            return Answer::status(401).with("www-authenticate", "Basic realm=\"x\"");
-        }
-        if is_layer(&told, request) {
-            return Answer::status(307)
-                .with("location", format!("http://{address}{}", request.path));
-        }
-        good(&told, request)
-    });
-    let auths = format!(
-        "{{\"auths\": {{\"{}\": {{\"auth\": \"dXNlcjpzZWNyZXQ=\"}}}}}}",
-        registry.address
-    );
-    fs::create_dir(place.path("docker")).unwrap();
-    fs::write(place.path("docker/config.json"), auths).unwrap();
-    succeed(
-        place
-            .pillbug(&["pull", "-q", &format!("{}/app:1", registry.address)])
-            .output()
-            .unwrap(),
-    );
-    let redirected = elsewhere.requests();
-    assert_eq!(redirected.len(), 1);
-    assert_eq!(redirected[0].header("authorization"), None);
-}
-
-#[test]
-fn a38_a_token_server_elsewhere_gets_no_login_over_plain_http() {
-    let (place, image) = (place(), image());
-    let thief = Hostile::start(|_, _| Answer::ok(b"{\"token\": \"t\"}"));
-    let realm = format!("http://{}/token", thief.address);
-    let (_, output) = pull(&place, &image, move |_, _, _| {
-        Answer::status(401).with("www-authenticate", format!("Bearer realm=\"{realm}\""))
-    });
-    assert!(fail(&output).contains("asks for a login that is not supported"));
-    assert!(thief.requests().is_empty());
-}
-
-#[test]
-fn a38_layers_are_never_fetched_from_urls_of_a_manifest() {
-    let place = place();
-    let elsewhere =
-        Hostile::start(|_, _| Answer::status(401).with("www-authenticate", "Basic realm=\"x\""));
-    let mut image = Fixture::new("urls", &[Packing::Plain]);
-    let url = format!("http://{}/layer", elsewhere.address);
-    image.layers[0]["urls"] = Value::from(vec![url]);
-    let missing = image.first_layer();
-    image.seal();
-    image.blobs.remove(&missing);
-    let (_, output) = pull(&place, &Arc::new(image), |_, _, answer| answer);
-    assert!(fail(&output).contains(&missing));
-    assert!(elsewhere.requests().is_empty());
 }
 
 #[test]

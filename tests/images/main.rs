@@ -3,6 +3,7 @@
 mod crashes;
 mod faults;
 mod fixture;
+mod hostile;
 mod load;
 mod peers;
 mod power;
@@ -11,4 +12,5 @@ mod registry;
 mod server;
 mod sharing;
 mod state;
+mod trust;
 mod verbs;

@@ -1,9 +1,8 @@
-//! Registries for tests: Debian's `docker-registry` on a port of its own, and one of our own that misbehaves.
+//! A real registry for tests: Debian's `docker-registry` on a port of its own.
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read, Write},
-    net::{TcpListener, TcpStream},
+    io::{BufRead, BufReader, Read},
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
@@ -119,7 +118,7 @@ impl Drop for Registry {
 }
 
 /// Makes an authority and a certificate of it for this machine, as files that `at` places.
-fn certify(at: &dyn Fn(&str) -> String) {
+pub fn certify(at: &dyn Fn(&str) -> String) {
     let certificate = |name: &str, more: &[&str]| {
         let made = Command::new("openssl")
             .args(["req", "-x509", "-nodes", "-days", "2", "-subj"])
@@ -148,162 +147,4 @@ fn certify(at: &dyn Fn(&str) -> String) {
             "basicConstraints=critical,CA:FALSE",
         ],
     );
-}
-
-/// A request that [`Hostile`] got.
-#[derive(Debug, Clone)]
-pub struct Request {
-    pub method: String,
-    /// With the query.
-    pub path: String,
-    /// Names in lower case.
-    pub headers: Vec<(String, String)>,
-}
-
-impl Request {
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
-    }
-}
-
-/// What it answers.
-#[derive(Debug, Clone, Default)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: Vec<(&'static str, String)>,
-    pub body: Vec<u8>,
-    /// Sends only so many bytes of the body and then nothing, the connection left open.
-    pub stall_after: Option<usize>,
-    /// Sends only so many bytes of the body and closes the connection.
-    pub cut_after: Option<usize>,
-}
-
-impl Answer {
-    pub fn ok(body: &[u8]) -> Self {
-        Self {
-            status: 200,
-            body: body.into(),
-            ..Self::default()
-        }
-    }
-
-    pub fn status(status: u16) -> Self {
-        Self {
-            status,
-            ..Self::default()
-        }
-    }
-
-    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.headers.push((name, value.into()));
-        self
-    }
-}
-
-/// A registry that answers as a test says.
-pub struct Hostile {
-    /// `127.0.0.1:PORT`.
-    pub address: String,
-    requests: Arc<Mutex<Vec<Request>>>,
-}
-
-impl Hostile {
-    /// `answer` is told each request and how many of its path there were before.
-    pub fn start(answer: impl Fn(&Request, usize) -> Answer + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let requests = Arc::new(Mutex::new(Vec::new()));
-        let (seen, answer) = (Arc::clone(&requests), Arc::new(answer));
-        thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                let (seen, answer) = (Arc::clone(&seen), Arc::clone(&answer));
-                thread::spawn(move || serve(stream, &seen, &*answer));
-            }
-        });
-        Self { address, requests }
-    }
-
-    pub fn requests(&self) -> Vec<Request> {
-        self.requests.lock().unwrap().clone()
-    }
-}
-
-fn serve(
-    mut stream: TcpStream,
-    seen: &Mutex<Vec<Request>>,
-    answer: &dyn Fn(&Request, usize) -> Answer,
-) {
-    let Some(request) = read_request(&stream) else {
-        // TLS, which is tried first.
-        return;
-    };
-    let before = {
-        let mut seen = seen.lock().unwrap();
-        let before = seen
-            .iter()
-            .filter(|other| other.path == request.path && other.method == request.method)
-            .count();
-        seen.push(request.clone());
-        before
-    };
-    let answer = answer(&request, before);
-    let mut head = format!("HTTP/1.1 {} x\r\nconnection: close\r\n", answer.status);
-    if !answer
-        .headers
-        .iter()
-        .any(|(name, _)| *name == "content-length")
-    {
-        head.push_str(&format!("content-length: {}\r\n", answer.body.len()));
-    }
-    for (name, value) in &answer.headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
-    }
-    head.push_str("\r\n");
-    let sent = answer
-        .stall_after
-        .or(answer.cut_after)
-        .unwrap_or(answer.body.len());
-    let body: &[u8] = if request.method == "HEAD" {
-        &[]
-    } else {
-        &answer.body[..sent.min(answer.body.len())]
-    };
-    let _ = stream
-        .write_all(head.as_bytes())
-        .and_then(|()| stream.write_all(body));
-    if answer.stall_after.is_some() {
-        // Until the other side has had enough.
-        let _ = stream.read(&mut [0; 1]);
-    }
-}
-
-fn read_request(stream: &TcpStream) -> Option<Request> {
-    let mut reader = BufReader::new(stream);
-    let mut line = String::new();
-    reader.read_line(&mut line).ok()?;
-    let mut words = line.split(' ');
-    let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
-    let mut headers = Vec::new();
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).ok()?;
-        let Some((name, value)) = line.trim_end().split_once(": ") else {
-            break;
-        };
-        headers.push((name.to_ascii_lowercase(), value.to_owned()));
-    }
-    let length = headers
-        .iter()
-        .find(|(name, _)| name == "content-length")
-        .and_then(|(_, value)| value.parse().ok());
-    let mut body = vec![0; length.unwrap_or(0)];
-    reader.read_exact(&mut body).ok()?;
-    Some(Request {
-        method,
-        path,
-        headers,
-    })
 }
