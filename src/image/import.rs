@@ -305,6 +305,9 @@ impl Import<'_> {
     /// Makes one layer ready, its blob in the store and taken apart, and gives its folder.
     fn layer(&self, blob: &Blob, diff_id: &Digest) -> Result<PathBuf, ImportError> {
         let transaction = self.transaction;
+        if self.source.remote().is_some() {
+            transaction.claim_download(&blob.digest);
+        }
         let stored = transaction.find(Kind::Blobs, &blob.digest);
         let folder = transaction.find(Kind::Layers, diff_id);
         match (stored, folder, self.source.remote()) {

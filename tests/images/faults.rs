@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Settings with which a test does not wait long.
-const IMPATIENT: &str =
+pub const IMPATIENT: &str =
     "[transfer]\nbackoff-ms = 1\nlongest-wait-ms = 20\nprogress-timeout-ms = 500\nretries = 3\n";
 
 pub fn place() -> Place {

@@ -235,7 +235,7 @@ fn send(
     stream.flush()?;
     if answer.stall_after.is_some() {
         // Until the other side has had enough.
-        stream.read(&mut [0; 1])?;
+        let _ = stream.read(&mut [0; 1])?;
     }
     Ok(())
 }

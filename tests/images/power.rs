@@ -1,4 +1,4 @@
-//! Power cuts: what a load does to the disk, in which order, judged by what a disk may lose.
+//! Power cuts: what loads, pulls and removals do to the disk, in which order, judged by what a disk may lose.
 //!
 //! A trace of the system calls is replayed on a model in which, until a file is brought to disk, its content may be
 //! missing and, until its folder is, its name may be. Whatever is there after a cut at any time must be whole: so
@@ -10,7 +10,11 @@ use std::{
     process::Command,
 };
 
-use crate::fixture::{Fixture, Packing, Place, succeed};
+use crate::{
+    faults::good,
+    fixture::{Fixture, Packing, Place, succeed},
+    hostile::Hostile,
+};
 
 /// One thing that a load did, in the order in which it was done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,12 +27,13 @@ enum Step {
     Folder(String),
     /// A file or folder got a new name; the old one may stay.
     Name(String, String),
+    /// A name was taken away.
+    Remove(String),
 }
 
 /// What `command` did below `root`.
 fn trace(command: &Command, root: &Path, log: &Path) -> Vec<Step> {
-    let calls =
-        "trace=write,pwrite64,copy_file_range,ftruncate,fsync,fdatasync,mkdir,rename,linkat,openat";
+    let calls = "trace=write,pwrite64,copy_file_range,ftruncate,fsync,fdatasync,mkdir,rename,linkat,unlink,openat";
     let mut strace = Command::new("strace");
     strace
         .args(["-f", "-y", "-s", "0", "-e", calls, "-o"])
@@ -54,8 +59,11 @@ fn trace(command: &Command, root: &Path, log: &Path) -> Vec<Step> {
             call.to_owned()
         };
         steps.extend(step(&whole).filter(|step| {
-            let (Step::Write(path) | Step::Sync(path) | Step::Folder(path) | Step::Name(_, path)) =
-                step;
+            let (Step::Write(path)
+            | Step::Sync(path)
+            | Step::Folder(path)
+            | Step::Name(_, path)
+            | Step::Remove(path)) = step;
             path.starts_with(root)
         }));
     }
@@ -80,6 +88,7 @@ fn step(call: &str) -> Option<Step> {
             (*strings.first()?).into(),
             (*strings.get(1)?).into(),
         )),
+        "unlink" => Some(Step::Remove((*strings.first()?).into())),
         _ => None,
     }
 }
@@ -91,6 +100,8 @@ struct Disk {
     volatile_content: HashSet<String>,
     /// Names that may be missing.
     volatile_names: HashSet<String>,
+    /// Names that may be back.
+    volatile_removals: HashSet<String>,
 }
 
 fn parent(path: &str) -> &str {
@@ -109,6 +120,10 @@ impl Disk {
             Step::Sync(path) => {
                 self.volatile_content.remove(path);
                 self.volatile_names.retain(|name| parent(name) != path);
+                self.volatile_removals.retain(|name| parent(name) != path);
+            }
+            Step::Remove(path) => {
+                self.volatile_removals.insert(path.clone());
             }
             Step::Name(from, to) => {
                 // A folder takes what is in it along.
@@ -142,17 +157,11 @@ impl Disk {
     }
 }
 
-#[test]
-fn a52_a_power_cut_at_any_time_leaves_an_image_whole_or_absent() {
-    let place = Place::new();
-    let image = Fixture::new("power", &[Packing::Gzip, Packing::Plain]).named("a/b:1");
-    let path = place.write("image", &image.archive());
-    let load = place.pillbug(&["load", "-i", path.to_str().unwrap()]);
+/// Replays what a command does that adds an image, and gives how many records and names it made.
+fn adds_safely(place: &Place, command: &Command) -> (usize, usize) {
     let root = place.state().join("images");
-    let steps = trace(&load, &root, &place.path("trace"));
+    let steps = trace(command, &root, &place.path("trace"));
     let root = root.to_str().unwrap();
-    let content = ["blobs", "layers", "rootfs"];
-
     let mut disk = Disk::default();
     let (mut records, mut names) = (0, 0);
     for step in &steps {
@@ -163,25 +172,83 @@ fn a52_a_power_cut_at_any_time_leaves_an_image_whole_or_absent() {
             );
             if to.starts_with(&format!("{root}/images/")) {
                 records += 1;
-                assert_eq!(
-                    disk.may_lose(root, &content),
-                    Vec::<&String>::new(),
-                    "a record needs them"
-                );
+                let lost = disk.may_lose(root, &CONTENT);
+                assert_eq!(lost, Vec::<&String>::new(), "a record needs them");
             }
             if to.starts_with(&format!("{root}/names/")) {
                 names += 1;
-                assert_eq!(
-                    disk.may_lose(root, &["blobs", "layers", "rootfs", "images"]),
-                    Vec::<&String>::new(),
-                    "a name needs them"
-                );
+                let lost = disk.may_lose(root, &["blobs", "layers", "rootfs", "images"]);
+                assert_eq!(lost, Vec::<&String>::new(), "a name needs them");
             }
         }
         disk.replay(step);
     }
-    assert_eq!((records, names), (1, 1));
     // What was reported as done is done.
     let lost = disk.may_lose(root, &["blobs", "layers", "rootfs", "images", "names"]);
     assert_eq!(lost, Vec::<&String>::new());
+    (records, names)
+}
+
+const CONTENT: [&str; 3] = ["blobs", "layers", "rootfs"];
+
+fn image() -> Fixture {
+    let mut image = Fixture::new("power", &[Packing::Gzip, Packing::Plain]).named("a/b:1");
+    let manifest = image.manifest.to_string().into_bytes();
+    image.put("manifest", manifest);
+    image
+}
+
+#[test]
+fn a52_a_power_cut_at_any_time_of_a_load_leaves_an_image_whole_or_absent() {
+    let place = Place::new();
+    let path = place.write("image", &image().archive());
+    let load = place.pillbug(&["load", "-i", path.to_str().unwrap()]);
+    assert_eq!(adds_safely(&place, &load), (1, 1));
+}
+
+#[test]
+fn a52_a_power_cut_at_any_time_of_a_pull_leaves_an_image_whole_or_absent() {
+    let (place, image) = (Place::new(), image());
+    let registry = Hostile::start(move |request, _| good(&image, request));
+    let pull = place.pillbug(&["pull", "-q", &format!("{}/a/b:1", registry.address)]);
+    assert_eq!(adds_safely(&place, &pull), (1, 1));
+}
+
+#[test]
+fn a52_a_power_cut_at_any_time_of_a_removal_leaves_an_image_whole_or_absent() {
+    let place = Place::new();
+    place.load_well(&place.write("image", &image().archive()));
+    let root = place.state().join("images");
+    let remove = place.pillbug(&["rmi", "a/b:1"]);
+    let steps = trace(&remove, &root, &place.path("trace"));
+    let root = root.to_str().unwrap();
+    let is_below = |path: &str, folder: &str| path.starts_with(&format!("{root}/{folder}/"));
+
+    let mut disk = Disk::default();
+    let mut removed = 0;
+    for step in &steps {
+        let gone = match step {
+            Step::Remove(path) => Some(path),
+            Step::Name(from, _) => Some(from),
+            _ => None,
+        };
+        if let Some(gone) = gone {
+            let may_return = |folder| {
+                let mut removals = disk.volatile_removals.iter();
+                removals.find(|path| is_below(path, folder))
+            };
+            if is_below(gone, "images") {
+                assert_eq!(may_return("names"), None, "a name would lead to no record");
+            }
+            if CONTENT.iter().any(|folder| is_below(gone, folder)) {
+                removed += 1;
+                assert_eq!(may_return("images"), None, "a record would lead nowhere");
+            }
+        }
+        disk.replay(step);
+    }
+    // Two layers as blobs and taken apart, manifest, configuration and metadata.
+    assert_eq!(removed, 7);
+    let mut returning = disk.volatile_removals.iter();
+    assert!(!returning.any(|path| is_below(path, "names") || is_below(path, "images")));
 }

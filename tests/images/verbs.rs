@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use crate::{
     fixture::{Fixture, Packing, Place, archive, fail, succeed},
-    server::{Answer, Demand, Hostile, Registry},
+    hostile::{Answer, Hostile},
+    server::{Demand, Registry},
 };
 
 fn run(place: &Place, arguments: &[&str]) -> String {

@@ -28,14 +28,21 @@ pub(crate) struct Partial {
 impl Store {
     /// Opens the partial download of a blob, empty if there is none. It is not locked.
     pub(super) fn partial(&self, digest: &Digest) -> Result<Partial, FileError> {
-        let name = format!("{}-{}", digest.algorithm(), digest.hex());
-        let path = self.root.join(FOLDER).join(name);
+        let path = self.partial_path(digest);
         let file = files::open_lock(&path)?;
         Ok(Partial { file, path })
     }
 
+    fn partial_path(&self, digest: &Digest) -> PathBuf {
+        let name = format!("{}-{}", digest.algorithm(), digest.hex());
+        self.root.join(FOLDER).join(name)
+    }
+
     /// Removes the download of a blob unless somebody works on it.
     pub(super) fn discard_download(&self, digest: &Digest) -> Result<(), FileError> {
+        if !self.partial_path(digest).exists() {
+            return Ok(());
+        }
         let partial = self.partial(digest)?;
         if partial.try_lock()? && partial.is_current() {
             partial.discard()?;

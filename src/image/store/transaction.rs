@@ -120,6 +120,11 @@ impl<'s> Transaction<'s> {
         Ok(staged)
     }
 
+    /// Makes the download of a blob, if there is one, go when this operation commits, or says so.
+    pub fn claim_download(&self, digest: &Digest) {
+        self.downloads().insert(*digest);
+    }
+
     /// The partial download of a blob.
     pub fn partial(&self, digest: &Digest) -> Result<Partial, FileError> {
         self.store.partial(digest)
@@ -135,11 +140,10 @@ impl<'s> Transaction<'s> {
         let staged = self.folder.join(&place);
         files::publish_once(&partial.path, &staged)?;
         self.staged().insert((Kind::Blobs, *digest));
-        self.downloads().insert(*digest);
         Ok(staged)
     }
 
-    /// Removes the downloads that this operation has taken in, unless somebody else works on them.
+    /// Removes the downloads that this operation has claimed, unless somebody else works on them.
     pub fn forget_downloads(&self) {
         for digest in std::mem::take(&mut *self.downloads()) {
             // One that stays is used or removed later.
