@@ -3,16 +3,16 @@
 use std::{fs, process::Command, process::Stdio};
 
 use crate::{
-    fixture::{Fixture, Packing, Place, fail, succeed},
+    fixture::{Fixture, Packing, Place, succeed},
     server::{Demand, Registry},
 };
 
-fn run(place: &Place, arguments: &[&str]) -> String {
+pub fn run(place: &Place, arguments: &[&str]) -> String {
     succeed(place.pillbug(arguments).output().unwrap())
 }
 
 /// A place with an image of this name.
-fn place_with(image: &Fixture, name: &str) -> Place {
+pub fn place_with(image: &Fixture, name: &str) -> Place {
     let place = Place::new();
     place.load_well(&place.write("image", &image.clone().named(name).archive()));
     place
@@ -163,51 +163,6 @@ fn peers_read_what_is_pushed_and_we_read_theirs() {
     let other = Place::new();
     run(&other, &["pull", &theirs]);
     assert_eq!(other.images()[0][2], image.id());
-}
-
-#[test]
-fn a_registry_that_demands_a_password_gets_it_after_a_login() {
-    let registry = Registry::start(Demand::Password);
-    let place = place_with(&Fixture::new("login", &[Packing::Gzip]), "app:1");
-    let name = format!("{}/app:1", registry.address);
-    run(&place, &["tag", "app:1", &name]);
-
-    let denied = fail(&place.pillbug(&["push", &name]).output().unwrap());
-    assert!(
-        denied.contains(&format!("run `pillbug login {}`", registry.address)),
-        "{denied}"
-    );
-    let login = |password: &str| {
-        place
-            .pillbug(&["login", "-u", "user", "-p", password, &registry.address])
-            .output()
-            .unwrap()
-    };
-    assert!(fail(&login("wrong")).contains("does not accept the login"));
-    assert_eq!(succeed(login("secret")), "Login Succeeded\n");
-    run(&place, &["push", &name]);
-    run(&place, &["pull", &name]);
-    run(&place, &["logout", &registry.address]);
-    fail(&place.pillbug(&["pull", &name]).output().unwrap());
-}
-
-#[test]
-fn a_certificate_must_be_trusted_also_on_this_machine() {
-    let registry = Registry::start(Demand::Tls);
-    let place = place_with(&Fixture::new("tls", &[Packing::Gzip]), "app:1");
-    let name = format!("{}/app:1", registry.address);
-    run(&place, &["tag", "app:1", &name]);
-    let refused = fail(&place.pillbug(&["push", &name]).output().unwrap());
-    assert!(refused.contains("certificate"), "{refused}");
-
-    let settings = format!(
-        "[registry.\"{}\"]\nca-files = [\"{}\"]\n",
-        registry.address,
-        registry.file("ca.pem").display()
-    );
-    fs::write(place.path("registries.toml"), settings).unwrap();
-    run(&place, &["push", &name]);
-    run(&place, &["pull", &name]);
 }
 
 #[test]

@@ -11,6 +11,8 @@ use std::{
 
 use tempfile::TempDir;
 
+use crate::token::TokenServer;
+
 /// `user` with the password `secret`, as bcrypt.
 const HTPASSWD: &str = "user:$2b$04$/Yzb0aDlQrddJgAYi3J01eJQ5PsG41kjeEFi.thOV3y0lQshMr9qq\n";
 
@@ -24,15 +26,16 @@ pub struct Registry {
 }
 
 /// What a registry demands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Demand {
+#[derive(Clone, Copy)]
+pub enum Demand<'t> {
     Nothing,
     Password,
     Tls,
+    Token(&'t TokenServer),
 }
 
 impl Registry {
-    pub fn start(demand: Demand) -> Self {
+    pub fn start(demand: Demand<'_>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name).display().to_string();
         let mut config = format!(
@@ -56,6 +59,7 @@ impl Registry {
                     at("cert.key")
                 ));
             }
+            Demand::Token(server) => config.push_str(&server.config()),
         }
         fs::write(at("config.yml"), config).unwrap();
         let mut process = Command::new("docker-registry")
@@ -119,24 +123,17 @@ impl Drop for Registry {
 
 /// Makes an authority and a certificate of it for this machine, as files that `at` places.
 pub fn certify(at: &dyn Fn(&str) -> String) {
-    let certificate = |name: &str, more: &[&str]| {
-        let made = Command::new("openssl")
-            .args(["req", "-x509", "-nodes", "-days", "2", "-subj"])
-            .arg(format!("/CN={name}"))
-            .args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"])
-            .args(["-keyout", &at(&format!("{name}.key"))])
-            .args(["-out", &at(&format!("{name}.pem"))])
-            .args(more)
-            .stderr(Stdio::null())
-            .status()
-            .unwrap();
-        assert!(made.success());
-    };
-    certificate("ca", &[]);
+    const CURVE: [&str; 4] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
+    certificate(at, "ca", &CURVE);
     let (authority, key) = (at("ca.pem"), at("ca.key"));
     certificate(
+        at,
         "cert",
         &[
+            CURVE[0],
+            CURVE[1],
+            CURVE[2],
+            CURVE[3],
             "-CA",
             &authority,
             "-CAkey",
@@ -147,4 +144,18 @@ pub fn certify(at: &dyn Fn(&str) -> String) {
             "basicConstraints=critical,CA:FALSE",
         ],
     );
+}
+
+/// Makes the certificate `name.pem` with the key `name.key`, signed with itself unless `more` says with what.
+pub fn certificate(at: &dyn Fn(&str) -> String, name: &str, more: &[&str]) {
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-nodes", "-days", "2", "-subj"])
+        .arg(format!("/CN={name}"))
+        .args(["-keyout", &at(&format!("{name}.key"))])
+        .args(["-out", &at(&format!("{name}.pem"))])
+        .args(more)
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(made.success());
 }

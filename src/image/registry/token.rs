@@ -2,7 +2,7 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Deserialize;
-use ureq::http::Method;
+use ureq::http::{Method, Uri, uri::Authority};
 
 use super::{
     Content, RegistryError, Repository, Request, challenge::Challenge, credentials::Credential,
@@ -40,28 +40,20 @@ impl Repository<'_> {
                 scope,
             } => (realm, service, scope),
         };
-        // Over plain HTTP a login goes nowhere but to the registry that may be spoken to so.
-        let is_private =
-            realm.starts_with("https://") || realm.starts_with(&format!("{}/", self.base));
-        if !is_private {
+        if !self.may_log_in_at(realm) {
             return Err(RegistryError::Challenge(
                 self.host.clone(),
                 realm.chars().take(200).collect(),
             ));
         }
-        // Registries sometimes ask for less than what is about to be done.
+        // Registries sometimes ask for less than what is about to be done, and for a mount for more.
         let mut query = Vec::new();
-        query.extend(
-            Some(self.scope.as_str())
-                .filter(|scope| !scope.is_empty())
-                .map(|scope| ("scope", scope)),
-        );
-        query.extend(
-            scope
-                .as_deref()
-                .filter(|scope| *scope != self.scope)
-                .map(|scope| ("scope", scope)),
-        );
+        let asked = scope.as_deref().unwrap_or_default().split_whitespace();
+        for scope in Some(self.scope.as_str()).into_iter().chain(asked) {
+            if !scope.is_empty() && !query.contains(&("scope", scope)) {
+                query.push(("scope", scope));
+            }
+        }
         query.extend(service.as_deref().map(|service| ("service", service)));
         let answer = match credential {
             Some(Credential::IdentityToken(token)) => {
@@ -98,6 +90,28 @@ impl Repository<'_> {
                 host: self.host.clone(),
                 what: "the request for a token".into(),
             }),
+        }
+    }
+
+    /// Whether a token server may be given a login: over plain HTTP only one that is allowed to be spoken to so, by a
+    /// registry that is itself.
+    fn may_log_in_at(&self, realm: &str) -> bool {
+        let Ok(uri) = realm.parse::<Uri>() else {
+            return false;
+        };
+        let Some(host) = uri
+            .authority()
+            .map(Authority::as_str)
+            .filter(|host| !host.contains('@'))
+        else {
+            return false;
+        };
+        match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => {
+                self.base.starts_with("http://") && self.client.settings.of(host).plain_http
+            }
+            _ => false,
         }
     }
 
