@@ -11,6 +11,8 @@ needs=(
   musl-gcc:musl-tools /usr/lib/rustlib/src/rust/library/std/src/lib.rs:rust-web-src rustc:rustc-web
   qemu-system-x86_64:qemu-system-x86 busybox:busybox-static          # the lab
   mmdebstrap:mmdebstrap umoci:umoci skopeo:skopeo setfattr:attr      # images
+  docker-registry:docker-registry podman:podman openssl:openssl      # registries, and what reads and writes them
+  strace:strace unshare:util-linux                                   # faults
   mkfs.erofs:erofs-utils mke2fs:e2fsprogs setcap:libcap2-bin         # what is checked against
 )
 [ -n "${KERNEL_SOURCE:-}" ] || needs+=(/usr/src/linux-source-6.12.tar.xz:linux-source-6.12)

@@ -141,6 +141,67 @@ fn run_pulls_what_is_absent_when_it_may() {
 }
 
 #[test]
+fn large_blobs_are_sent_in_chunks() {
+    let registry = Registry::start(Demand::Nothing);
+    let image = Fixture::new(&"chunks ".repeat(10_000), &[Packing::Plain]);
+    let mut image = image;
+    image.config["config"]["Labels"]["seed"] = "".into();
+    image.seal();
+    let place = place_with(&image, "app:1");
+    fs::write(
+        place.path("registries.toml"),
+        "[transfer]\nchunk-bytes = 30000\n",
+    )
+    .unwrap();
+    let name = format!("{}/app:1", registry.address);
+    run(&place, &["tag", "app:1", &name]);
+    run(&place, &["push", "-q", &name]);
+    // Of 70 KiB and the archive around them, the last goes with the end.
+    assert_eq!(registry.requests("PATCH", "/uploads/"), 2);
+    let other = Place::new();
+    run(&other, &["pull", "-q", &name]);
+    assert_eq!(other.images()[0][2], image.id());
+}
+
+#[test]
+fn podman_reads_what_is_pushed_and_saved_and_we_read_what_it_saves() {
+    let registry = Registry::start(Demand::Nothing);
+    let image = Fixture::new("podman", &[Packing::Gzip, Packing::Plain]);
+    let place = place_with(&image, "app:1");
+    let name = format!("{}/app:1", registry.address);
+    run(&place, &["tag", "app:1", &name]);
+    run(&place, &["push", "-q", &name]);
+    let saved = place.path("saved.tar");
+    run(&place, &["save", "-o", saved.to_str().unwrap(), "app:1"]);
+
+    let podman = |arguments: &[&str]| {
+        let output = Command::new("podman")
+            .args(["--storage-driver", "vfs", "--root"])
+            .arg(place.path("podman"))
+            .arg("--runroot")
+            .arg(place.path("podman-run"))
+            .args(arguments)
+            .output()
+            .unwrap();
+        succeed(output)
+    };
+    podman(&["pull", "-q", "--tls-verify=false", &name]);
+    podman(&["load", "-q", "-i", saved.to_str().unwrap()]);
+    let id = |name: &str| podman(&["image", "inspect", "--format", "{{.Id}}", name]);
+    for name in [&name[..], "app:1"] {
+        assert_eq!(format!("sha256:{}", id(name).trim()), image.id(), "{name}");
+    }
+    for format in ["oci-archive", "docker-archive"] {
+        let path = place.path(format);
+        let path = path.to_str().unwrap();
+        podman(&["save", "-q", "--format", format, "-o", path, &name]);
+        let other = Place::new();
+        let loaded = other.load_well(path.as_ref());
+        assert_eq!(loaded, format!("Loaded image: {name}\n"), "{format}");
+    }
+}
+
+#[test]
 fn peers_read_what_is_pushed_and_we_read_theirs() {
     let registry = Registry::start(Demand::Nothing);
     let image = Fixture::new("peers", &[Packing::Gzip]);

@@ -59,6 +59,8 @@ pub struct TransferSettings {
     pub backoff_ms: u64,
     /// Longest wait that a registry can impose, in milliseconds.
     pub longest_wait_ms: u64,
+    /// Most bytes of a blob that are sent in one request, 1 at least: proxies before registries have limits.
+    pub chunk_bytes: u64,
     /// A transfer has stalled when less than 1 KiB arrives in this many milliseconds.
     pub progress_timeout_ms: u64,
 }
@@ -70,6 +72,7 @@ impl Default for TransferSettings {
             retries: 5,
             backoff_ms: 500,
             longest_wait_ms: 60_000,
+            chunk_bytes: 64 << 20,
             progress_timeout_ms: 30_000,
         }
     }

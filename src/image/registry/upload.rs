@@ -14,9 +14,6 @@ use super::{
 };
 use crate::image::digest::Digest;
 
-/// Most bytes of a blob that are sent in one request.
-const CHUNK: u64 = 64 << 20;
-
 /// How a blob came to be in a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Arrival {
@@ -105,22 +102,23 @@ impl Repository<'_> {
         sent: &(dyn Fn(u64) + Sync),
     ) -> Result<(), RegistryError> {
         let what = digest.to_string();
+        let chunk = self.client.transfer().chunk_bytes.max(1);
         let mut from = 0;
-        while size - from > CHUNK {
+        while size - from > chunk {
             let part = FilePart {
                 file,
                 from,
-                bytes: CHUNK,
+                bytes: chunk,
             };
             let report = |bytes| sent(from + bytes);
             let request = Request::new(Method::PATCH, &location, Content::Part(part, &report))
                 .header("content-type", "application/octet-stream".into())
-                .header("content-range", format!("{from}-{}", from + CHUNK - 1));
+                .header("content-range", format!("{from}-{}", from + chunk - 1));
             let answer = self.accept(self.send(&request, &what)?, &[202], &what)?;
             let next = self.location(&answer, &what)?;
             drop(request);
             location = next;
-            from += CHUNK;
+            from += chunk;
         }
         let separator = if location.contains('?') { '&' } else { '?' };
         let url = format!("{location}{separator}digest={digest}");
