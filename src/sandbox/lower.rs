@@ -94,6 +94,7 @@ pub fn lower(config: &SandboxConfig) -> Result<(VmConfig, Vec<Resource>), Sandbo
             },
         },
         blocks: std::iter::once(root).chain(disk).collect(),
+        nets: Vec::new(),
         vsock: Some(VsockConfig {
             guest_cid: GUEST_CID,
             host_ports: vec![protocol::CONTROL_PORT, protocol::STREAM_PORT],

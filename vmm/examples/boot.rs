@@ -105,6 +105,7 @@ fn machine(arguments: &[String]) -> Result<(VmConfig, Vec<OwnedFd>), Box<dyn Err
             command_line: command_line.clone(),
         },
         blocks: Vec::new(),
+        nets: Vec::new(),
         vsock: None,
         console: ConsoleConfig {
             output: Some(add(std::io::stdout().as_fd().try_clone_to_owned()?)),

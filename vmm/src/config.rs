@@ -1,5 +1,7 @@
 //! What a virtual machine is made of: plain data, and indexes into the descriptors beside it.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 /// Position of a descriptor in the table that accompanies a [`VmConfig`].
@@ -19,7 +21,10 @@ pub struct VmConfig {
     pub kernel: KernelConfig,
     /// Block devices in the order in which the guest names them (`/dev/vda`, `/dev/vdb`, ...).
     pub blocks: Vec<BlockConfig>,
-    /// Socket device; the guest's only way to the host.
+    /// Network devices in the order in which the guest names them (`eth0`, `eth1`, ...).
+    #[serde(default)]
+    pub nets: Vec<NetConfig>,
+    /// Socket device; the guest's only way to the host but for its networks.
     pub vsock: Option<VsockConfig>,
     /// Virtio console (`/dev/hvc0`), always there: early messages and panics.
     pub console: ConsoleConfig,
@@ -75,6 +80,36 @@ pub struct BlockPart {
     /// How many bytes of it: a multiple of 4096 but for the last part, which is one of 512.
     /// Where the file is shorter the rest reads as zeroes.
     pub bytes: u64,
+}
+
+/// One virtio network device, with one pair of queues.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetConfig {
+    /// What frames come from and go to; made nonblocking.
+    pub descriptor: DescriptorIndex,
+    /// What that is.
+    pub link: NetLink,
+    /// MAC address of the guest; frames from any other are dropped.
+    pub mac: [u8; 6],
+    /// IP addresses of the guest. Unless there are none, packets from any other are dropped, and so is
+    /// all that is neither IPv4, ARP nor IPv6.
+    pub sources: Vec<IpAddr>,
+    /// Longest IP packet in bytes that the guest is to send, 68 or more.
+    pub mtu: u16,
+}
+
+/// What is at the other end of a network device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetLink {
+    /// A TAP device: `IFF_NO_PI`, `IFF_VNET_HDR` with headers of 12 bytes, `TUN_F_CSUM`, `TUN_F_TSO4`,
+    /// `TUN_F_TSO6` and `TUN_F_TSO_ECN` switched on.
+    Tap {
+        /// `TUN_F_USO4` and `TUN_F_USO6` too, which Linux has since 6.2.
+        udp_offload: bool,
+    },
+    /// A stream socket that carries each frame after its length in four bytes, in network order, as
+    /// passt(1) and QEMU do. Its end is a pulled cable to the guest.
+    Stream,
 }
 
 /// The socket device. Connections that the guest opens to a port of `host_ports` become

@@ -23,6 +23,7 @@ use crate::panic;
 use crate::serial::{self, Serial};
 use crate::vcpu::{self, Vcpu, VcpuEnd, VcpuHandle, VcpuStartError};
 use crate::virtio::block::{Block, Disk, DiskError, Part};
+use crate::virtio::net::{Net, NetError};
 use crate::virtio::{Connector, Console, ConsoleTail, Rng, Vsock};
 use crate::x86::{boot, cpuid, layout, mptable, registers};
 use slots::Slots;
@@ -70,6 +71,15 @@ pub enum MachineError {
         /// What is wrong with it.
         #[source]
         source: DiskError,
+    },
+    /// A network device.
+    #[error("cannot make network device {index}")]
+    Net {
+        /// Position in the configuration.
+        index: usize,
+        /// What is wrong with it.
+        #[source]
+        source: NetError,
     },
     /// Where a console writes to.
     #[error("cannot write console output without waiting")]
@@ -156,6 +166,12 @@ impl Machine {
         let console = Console::new(output);
         let console_tail = console.tail();
         slots.add(Box::new(console))?;
+        for (index, net) in config.nets.into_iter().enumerate() {
+            let descriptor = descriptors.take(net.descriptor)?;
+            let net =
+                Net::new(net, descriptor).map_err(|source| MachineError::Net { index, source })?;
+            slots.add(Box::new(net))?;
+        }
         if let Some(vsock) = config.vsock {
             slots.add(Box::new(Vsock::new(vsock, connector)))?;
         }

@@ -2,8 +2,20 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+/// Makes an open file nonblocking, for everybody who shares it.
+///
+/// # Errors
+///
+/// Those of `fcntl(2)`.
+pub fn set_nonblocking(file: &impl AsFd) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
+    fcntl(file, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
 
 /// A descriptor that takes what it can at once; the rest is dropped and counted.
 #[derive(Debug)]
@@ -19,8 +31,7 @@ impl Output {
     ///
     /// Those of `fcntl(2)`.
     pub fn new(file: File) -> io::Result<Self> {
-        let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL)?);
-        fcntl(&file, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        set_nonblocking(&file)?;
         Ok(Self { file, dropped: 0 })
     }
 

@@ -78,6 +78,7 @@ fn machine(code: &[u8]) -> Option<(VmConfig, Vec<OwnedFd>)> {
             command_line: String::new(),
         },
         blocks: Vec::new(),
+        nets: Vec::new(),
         vsock: None,
         console: ConsoleConfig { output: None },
         rng: false,

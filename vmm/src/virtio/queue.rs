@@ -14,6 +14,10 @@ use crate::memory::GuestMemory;
 
 use super::{Buffers, Chain, Interrupt};
 
+mod merged;
+
+pub use merged::Filled;
+
 /// Most buffers in one chain: what one `preadv(2)` takes, and four times what Linux drivers use.
 const MAX_DESCRIPTORS: usize = 1024;
 
@@ -27,6 +31,8 @@ pub struct DeviceQueue {
     memory: GuestMemory,
     kick: EventFd,
     interrupt: Interrupt,
+    /// Index of the used ring up to which the driver was told, or did not wait to be.
+    announced: u16,
 }
 
 /// What a driver did wrong with a queue. The device has to stop serving it.
@@ -56,6 +62,7 @@ impl DeviceQueue {
     #[must_use]
     pub fn new(queue: Queue, memory: GuestMemory, kick: EventFd, interrupt: Interrupt) -> Self {
         Self {
+            announced: queue.next_used(),
             queue,
             memory,
             kick,
@@ -106,11 +113,23 @@ impl DeviceQueue {
             return Ok(false);
         }
         let result = self.serve_ready(handle);
+        self.stop_unless(result)
+    }
+
+    /// Stops the queue for good where its driver broke it.
+    fn stop_unless<T>(&mut self, result: Result<T, QueueError>) -> Result<T, QueueError> {
         if result.is_err() {
             self.queue.set_ready(false);
             self.interrupt.needs_reset();
         }
         result
+    }
+
+    /// Wakes the worker as the driver would: what it could not finish it goes on with, after others
+    /// had their turn.
+    pub fn kick(&self) {
+        // A full counter is as good.
+        let _ = self.kick.write(1);
     }
 
     fn serve_ready(
@@ -140,8 +159,7 @@ impl DeviceQueue {
                 used = true;
                 budget -= 1;
                 if budget == 0 {
-                    // Full counters are as good as a kick.
-                    let _ = self.kick.write(1);
+                    self.kick();
                     break 'rounds;
                 }
             }
@@ -153,11 +171,7 @@ impl DeviceQueue {
                 break;
             }
         }
-        Ok(used
-            && self
-                .queue
-                .needs_notification(memory)
-                .map_err(QueueError::Ring)?)
+        Ok(used && self.is_interrupt_wanted()?)
     }
 }
 

@@ -76,7 +76,12 @@ impl<T: Copy> Poller<T> {
     /// # Errors
     ///
     /// Those of `epoll_ctl(2)`, `EEXIST` for one that is already there.
-    pub fn add(&mut self, source: &impl AsRawFd, events: EventSet, token: T) -> io::Result<()> {
+    pub fn add(
+        &mut self,
+        source: &(impl AsRawFd + ?Sized),
+        events: EventSet,
+        token: T,
+    ) -> io::Result<()> {
         self.control(ControlOperation::Add, source.as_raw_fd(), events)?;
         self.tokens.insert(source.as_raw_fd(), token);
         Ok(())
@@ -97,7 +102,7 @@ impl<T: Copy> Poller<T> {
     /// # Errors
     ///
     /// Those of `epoll_ctl(2)`.
-    pub fn modify(&mut self, source: &impl AsRawFd, events: EventSet) -> io::Result<()> {
+    pub fn modify(&mut self, source: &(impl AsRawFd + ?Sized), events: EventSet) -> io::Result<()> {
         self.control(ControlOperation::Modify, source.as_raw_fd(), events)
     }
 
@@ -106,7 +111,7 @@ impl<T: Copy> Poller<T> {
     /// # Errors
     ///
     /// Those of `epoll_ctl(2)`.
-    pub fn remove(&mut self, source: &impl AsRawFd) -> io::Result<()> {
+    pub fn remove(&mut self, source: &(impl AsRawFd + ?Sized)) -> io::Result<()> {
         self.tokens.remove(&source.as_raw_fd());
         self.control(
             ControlOperation::Delete,

@@ -1,0 +1,396 @@
+//! What a guest may send: the header that virtio puts in front of a frame, and who the frame says it
+//! is from. Works on copies, never on guest memory.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO,
+    VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_NONE,
+    VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP_L4,
+};
+
+/// Bytes of `struct virtio_net_hdr_v1` (virtio 1.2, 5.1.6).
+pub const HEADER: usize = 12;
+/// Bytes of an Ethernet header.
+pub const ETHERNET: usize = 14;
+/// Longest frame: Ethernet, a VLAN tag, and the longest IP packet.
+pub const MAX_FRAME: usize = ETHERNET + 4 + 65_535;
+/// As much of a frame as [`Source::allows`] looks at: up to the target of a neighbour advertisement.
+pub const INSPECTED: usize = ETHERNET + 40 + 24;
+
+const IPV4: u16 = 0x0800;
+const ARP: u16 = 0x0806;
+const IPV6: u16 = 0x86dd;
+const NEXT_ICMPV6: u8 = 58;
+const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+/// IPv6 headers that other headers can follow: hop-by-hop, routing, fragment, destination options.
+const NEXT_EXTENSION: [u8; 4] = [0, 43, 44, 60];
+
+/// The header as plain values, all but `num_buffers`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Header {
+    flags: u8,
+    gso_type: u8,
+    hdr_len: u16,
+    gso_size: u16,
+    csum_start: u16,
+    csum_offset: u16,
+}
+
+impl Header {
+    pub fn decode(bytes: [u8; HEADER]) -> Self {
+        let field = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        Self {
+            flags: bytes[0],
+            gso_type: bytes[1],
+            hdr_len: field(2),
+            gso_size: field(4),
+            csum_start: field(6),
+            csum_offset: field(8),
+        }
+    }
+
+    pub fn encode(self, num_buffers: u16) -> [u8; HEADER] {
+        let mut bytes = [0; HEADER];
+        bytes[0] = self.flags;
+        bytes[1] = self.gso_type;
+        let fields = [
+            self.hdr_len,
+            self.gso_size,
+            self.csum_start,
+            self.csum_offset,
+            num_buffers,
+        ];
+        for (place, field) in bytes[2..].chunks_exact_mut(2).zip(fields) {
+            place.copy_from_slice(&field.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// The header of a guest's frame of `length` bytes, when it asks for what was negotiated and for
+    /// what is possible (5.1.6.2). What means nothing is cleared.
+    pub fn checked(self, length: usize, features: u64) -> Option<Self> {
+        let accepted = |feature: u32| features & 1 << feature != 0;
+        let mut header = Self::default();
+        if u32::from(self.flags) & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0 {
+            let end = usize::from(self.csum_start) + usize::from(self.csum_offset) + 2;
+            if !accepted(VIRTIO_NET_F_CSUM) || end > length {
+                return None;
+            }
+            header.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM as u8;
+            header.csum_start = self.csum_start;
+            header.csum_offset = self.csum_offset;
+        }
+        let gso = u32::from(self.gso_type);
+        let kind = gso & !VIRTIO_NET_HDR_GSO_ECN;
+        let feature = match kind {
+            VIRTIO_NET_HDR_GSO_NONE => return Some(header),
+            VIRTIO_NET_HDR_GSO_TCPV4 => VIRTIO_NET_F_HOST_TSO4,
+            VIRTIO_NET_HDR_GSO_TCPV6 => VIRTIO_NET_F_HOST_TSO6,
+            VIRTIO_NET_HDR_GSO_UDP_L4 => VIRTIO_NET_F_HOST_USO,
+            _ => return None,
+        };
+        let has_ecn = gso & VIRTIO_NET_HDR_GSO_ECN != 0;
+        let possible = accepted(feature)
+            && (!has_ecn || accepted(VIRTIO_NET_F_HOST_ECN))
+            && self.gso_size != 0
+            && header.flags != 0;
+        header.gso_type = self.gso_type;
+        header.gso_size = self.gso_size;
+        header.hdr_len = self.hdr_len;
+        possible.then_some(header)
+    }
+
+    /// Whether a guest that accepted `features` can be given a frame with this header.
+    pub fn is_for_guest(self, features: u64) -> bool {
+        let accepted = |feature: u32| features & 1 << feature != 0;
+        let gso = u32::from(self.gso_type);
+        let known = match gso & !VIRTIO_NET_HDR_GSO_ECN {
+            VIRTIO_NET_HDR_GSO_NONE => true,
+            VIRTIO_NET_HDR_GSO_TCPV4 => accepted(VIRTIO_NET_F_GUEST_TSO4),
+            VIRTIO_NET_HDR_GSO_TCPV6 => accepted(VIRTIO_NET_F_GUEST_TSO6),
+            // Accepted for both versions of IP or for none.
+            VIRTIO_NET_HDR_GSO_UDP_L4 => accepted(VIRTIO_NET_F_GUEST_USO4),
+            _ => false,
+        };
+        known
+            && (gso & VIRTIO_NET_HDR_GSO_ECN == 0 || accepted(VIRTIO_NET_F_GUEST_ECN))
+            && (u32::from(self.flags) & VIRTIO_NET_HDR_F_NEEDS_CSUM == 0
+                || accepted(VIRTIO_NET_F_GUEST_CSUM))
+    }
+
+    /// Whether the frame is as it will be on the wire.
+    pub fn is_plain(self) -> bool {
+        self == Self::default()
+    }
+}
+
+/// Who a guest's frames may say they are from.
+#[derive(Debug, Clone)]
+pub struct Source {
+    mac: [u8; 6],
+    addresses: Vec<IpAddr>,
+}
+
+impl Source {
+    /// `mac` alone, and one of `addresses` unless that is empty. An address of IPv6 brings with it the
+    /// link-local one that is made of the MAC.
+    pub fn new(mac: [u8; 6], mut addresses: Vec<IpAddr>) -> Self {
+        if addresses.iter().any(IpAddr::is_ipv6) {
+            addresses.push(link_local(mac).into());
+        }
+        Self { mac, addresses }
+    }
+
+    /// Judges a frame by its first [`INSPECTED`] bytes, or all where it has fewer.
+    ///
+    /// With addresses, only IPv4, ARP and IPv6 pass, each with its sender pinned: in ARP both that of
+    /// the protocol and that of the frame; in a neighbour advertisement the address it is about.
+    pub fn allows(&self, frame: &[u8]) -> bool {
+        let Some((ethernet, packet)) = frame.split_at_checked(ETHERNET) else {
+            return false;
+        };
+        if ethernet[6..12] != self.mac {
+            return false;
+        }
+        if self.addresses.is_empty() {
+            return true;
+        }
+        match u16::from_be_bytes([ethernet[12], ethernet[13]]) {
+            IPV4 => matches!(read::<4>(packet, 12), Some(source) if self.is_own(source)),
+            // Hardware and protocol addresses of the sender (RFC 826), none yet in a probe.
+            ARP => {
+                read::<6>(packet, 8) == Some(self.mac)
+                    && matches!(read::<4>(packet, 14), Some(ip) if ip == [0; 4] || self.is_own(ip))
+            }
+            IPV6 => self.allows_ipv6(packet),
+            _ => false,
+        }
+    }
+
+    fn allows_ipv6(&self, packet: &[u8]) -> bool {
+        let (Some([next]), Some(source)) = (read::<1>(packet, 6), read::<16>(packet, 8)) else {
+            return false;
+        };
+        // No address yet: a machine that asks whether somebody else has it (RFC 4862, 5.4).
+        let has_ipv6 = self.addresses.iter().any(IpAddr::is_ipv6);
+        if !has_ipv6 || source != [0; 16] && !self.is_own(source) {
+            return false;
+        }
+        match next {
+            // Behind these could be what is not looked at here.
+            _ if NEXT_EXTENSION.contains(&next) => self.allows_behind_extension(packet),
+            NEXT_ICMPV6 if read::<1>(packet, 40) == Some([NEIGHBOUR_ADVERTISEMENT]) => {
+                matches!(read::<16>(packet, 48), Some(target) if self.is_own(target))
+            }
+            _ => true,
+        }
+    }
+
+    /// Neighbour discovery counts only with the hop limit that no router lets through (RFC 4861,
+    /// 7.1.2), which nothing else needs that has extension headers.
+    fn allows_behind_extension(&self, packet: &[u8]) -> bool {
+        read::<1>(packet, 7) != Some([255])
+    }
+
+    fn is_own(&self, address: impl Into<IpAddr>) -> bool {
+        self.addresses.contains(&address.into())
+    }
+}
+
+fn read<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..at + N)?.try_into().ok()
+}
+
+/// The address that Linux gives an interface (RFC 4291, appendix A).
+fn link_local(mac: [u8; 6]) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac;
+    Ipv6Addr::from([
+        0xfe,
+        0x80,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        a ^ 2,
+        b,
+        c,
+        0xff,
+        0xfe,
+        d,
+        e,
+        f,
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
+    const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 8];
+    const IP: [u8; 4] = [172, 29, 0, 7];
+
+    fn ethernet(source: [u8; 6], kind: u16, payload: &[u8]) -> Vec<u8> {
+        [&[0xff; 6], &source[..], &kind.to_be_bytes(), payload].concat()
+    }
+
+    fn ipv4(source: [u8; 4]) -> Vec<u8> {
+        [&[0x45; 12], &source[..], &[10, 0, 0, 1], b"payload"].concat()
+    }
+
+    fn arp(mac: [u8; 6], ip: [u8; 4]) -> Vec<u8> {
+        [&[0, 1, 8, 0, 6, 4, 0, 2], &mac[..], &ip, &[0xff; 10]].concat()
+    }
+
+    fn ipv6(next: u8, hops: u8, source: Ipv6Addr, payload: &[u8]) -> Vec<u8> {
+        let fixed = [0x60, 0, 0, 0, 0, 0, next, hops];
+        [&fixed[..], &source.octets(), &[0xfd; 16], payload].concat()
+    }
+
+    fn pinned() -> Source {
+        Source::new(MAC, vec![IP.into(), IpAddr::from([0xfd00; 8])])
+    }
+
+    #[test]
+    fn a20_frames_with_somebody_elses_address_are_not_sent() {
+        let own = Ipv6Addr::from([0xfd00; 8]);
+        let other = Ipv6Addr::from([0xfd01; 8]);
+        let advertise = |target: Ipv6Addr| {
+            [
+                &[NEIGHBOUR_ADVERTISEMENT, 0, 0, 0, 0, 0, 0, 0],
+                &target.octets()[..],
+            ]
+            .concat()
+        };
+        let cases = [
+            (true, ethernet(MAC, IPV4, &ipv4(IP))),
+            (false, ethernet(OTHER, IPV4, &ipv4(IP))),
+            (false, ethernet(MAC, IPV4, &ipv4([172, 29, 0, 8]))),
+            (false, ethernet(MAC, IPV4, &ipv4([0; 4]))),
+            (true, ethernet(MAC, ARP, &arp(MAC, IP))),
+            (true, ethernet(MAC, ARP, &arp(MAC, [0; 4]))),
+            (false, ethernet(MAC, ARP, &arp(MAC, [172, 29, 0, 1]))),
+            (false, ethernet(MAC, ARP, &arp(OTHER, IP))),
+            (true, ethernet(MAC, IPV6, &ipv6(6, 64, own, b"x"))),
+            (
+                true,
+                ethernet(MAC, IPV6, &ipv6(6, 64, link_local(MAC), b"x")),
+            ),
+            (
+                false,
+                ethernet(MAC, IPV6, &ipv6(6, 64, link_local(OTHER), b"x")),
+            ),
+            (false, ethernet(MAC, IPV6, &ipv6(6, 64, other, b"x"))),
+            (
+                true,
+                ethernet(MAC, IPV6, &ipv6(58, 255, own, &advertise(own))),
+            ),
+            (
+                false,
+                ethernet(MAC, IPV6, &ipv6(58, 255, own, &advertise(other))),
+            ),
+            (
+                false,
+                ethernet(MAC, IPV6, &ipv6(0, 255, own, &advertise(other))),
+            ),
+            (
+                true,
+                ethernet(MAC, IPV6, &ipv6(0, 1, own, b"multicast listener")),
+            ),
+            // A VLAN tag, and a protocol that is nobody's here.
+            (false, ethernet(MAC, 0x8100, &ipv4(IP))),
+            (false, ethernet(MAC, 0x88cc, b"lldp")),
+        ];
+        let source = pinned();
+        for (position, (allowed, frame)) in cases.iter().enumerate() {
+            assert_eq!(source.allows(frame), *allowed, "case {position}");
+        }
+    }
+
+    #[test]
+    fn a_frame_cut_anywhere_is_judged_without_a_panic() {
+        let source = pinned();
+        let whole = [
+            ethernet(MAC, IPV4, &ipv4(IP)),
+            ethernet(MAC, ARP, &arp(MAC, IP)),
+            ethernet(MAC, IPV6, &ipv6(58, 255, [0xfd00; 8].into(), &[136; 24])),
+        ];
+        for frame in whole {
+            for length in 0..ETHERNET + 14 {
+                assert!(!source.allows(&frame[..length.min(frame.len())]) || length >= 30);
+            }
+        }
+    }
+
+    #[test]
+    fn without_addresses_the_mac_alone_counts() {
+        let source = Source::new(MAC, vec![]);
+        assert!(source.allows(&ethernet(MAC, 0x88cc, b"")));
+        assert!(!source.allows(&ethernet(OTHER, 0x88cc, b"")));
+    }
+
+    #[test]
+    fn a_header_asks_for_what_was_negotiated_or_is_refused() {
+        let all = !0;
+        let checksum = Header {
+            flags: 1,
+            csum_start: 34,
+            csum_offset: 16,
+            ..Header::default()
+        };
+        let segments = Header {
+            gso_type: 1,
+            gso_size: 1448,
+            ..checksum
+        };
+        assert_eq!(checksum.checked(52, all), Some(checksum));
+        assert_eq!(checksum.checked(51, all), None);
+        assert_eq!(checksum.checked(1500, 0), None);
+        assert_eq!(segments.checked(9000, all), Some(segments));
+        assert_eq!(segments.checked(9000, 1 << VIRTIO_NET_F_CSUM), None);
+        let refused = [
+            Header {
+                gso_type: 3,
+                ..segments
+            },
+            Header {
+                gso_type: 0x7f,
+                ..segments
+            },
+            Header {
+                gso_size: 0,
+                ..segments
+            },
+            Header {
+                flags: 0,
+                ..segments
+            },
+        ];
+        for header in refused {
+            assert_eq!(header.checked(9000, all), None, "{header:?}");
+        }
+        let noise = Header {
+            flags: 6,
+            hdr_len: 99,
+            gso_size: 7,
+            ..Header::default()
+        };
+        assert!(noise.checked(60, all).unwrap().is_plain());
+        assert!(!segments.is_for_guest(1 << VIRTIO_NET_F_GUEST_CSUM));
+        assert!(segments.is_for_guest(1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4));
+    }
+
+    #[test]
+    fn a_header_survives_its_encoding() {
+        let bytes = std::array::from_fn(|index| index as u8);
+        assert_eq!(
+            Header::decode(bytes).encode(u16::from_le_bytes([10, 11])),
+            bytes
+        );
+    }
+}
