@@ -89,7 +89,7 @@ impl Subject {
 enum Stage {
     /// The host has not said which one.
     Waiting(Result<Base, Failure>),
-    Prepared(Sandbox),
+    Prepared(Box<Sandbox>),
     /// It cannot be; every start is answered with this.
     Failed(Failure),
 }
@@ -227,7 +227,7 @@ impl Agent {
                     return Err(AgentError::SecondSetup);
                 };
                 self.stage = match base.and_then(|base| Sandbox::prepare(base, setup)) {
-                    Ok(sandbox) => Stage::Prepared(sandbox),
+                    Ok(sandbox) => Stage::Prepared(Box::new(sandbox)),
                     Err(failure) => Stage::Failed(failure),
                 };
             }

@@ -18,6 +18,7 @@ use rustix::{
 use crate::{
     failure::{At, Failure},
     mount::{self, FsOption},
+    network,
     sandbox::Sandbox,
     sys,
     target::{self, Kind},
@@ -101,6 +102,9 @@ pub fn enter(sandbox: &Sandbox, terminal: Option<BorrowedFd<'_>>) -> Result<(), 
     attach(root, "/proc", "proc", &[], NOTHING)?;
     for (path, value) in SYSCTLS {
         // A kernel without the feature has no such setting.
+        let _ = fs::write(path, value);
+    }
+    for (path, value) in network::settings(&setup.interfaces) {
         let _ = fs::write(path, value);
     }
     devices(sandbox, terminal)?;

@@ -20,20 +20,31 @@ pub fn hosts(setup: &Setup) -> String {
     for host in &setup.extra_hosts {
         text.extend([&host.address, "\t", &host.name, "\n"]);
     }
-    // An address of the machine's own that no other name has, as there is no network to give one.
-    text.extend(["127.0.1.1\t", &setup.hostname, "\n"]);
+    let addresses = setup
+        .interfaces
+        .iter()
+        .flat_map(|interface| &interface.addresses)
+        .map(|address| address.ip.to_string());
+    let mut addresses: Vec<String> = addresses.collect();
+    if addresses.is_empty() {
+        // One of the machine's own that no other name has.
+        addresses.push("127.0.1.1".into());
+    }
+    for address in &addresses {
+        text.extend([address, "\t", &setup.hostname, "\n"]);
+    }
     text
 }
 
 #[cfg(test)]
 mod tests {
-    use protocol::{HostEntry, Upper};
+    use protocol::{HostEntry, Interface, InterfaceAddress, Resolver, Upper};
 
     use super::*;
 
     #[test]
     fn the_host_name_and_further_hosts_are_in_the_files() {
-        let setup = Setup {
+        let mut setup = Setup {
             lower_device: "/dev/vda".into(),
             upper: Upper::Tmpfs { size_bytes: 0 },
             read_only_root: false,
@@ -42,6 +53,8 @@ mod tests {
                 address: "10.0.0.7".into(),
                 name: "db".into(),
             }],
+            interfaces: vec![],
+            resolver: Resolver::default(),
             mounts: vec![],
             shm_bytes: 0,
             privileged: false,
@@ -51,5 +64,14 @@ mod tests {
         let lines: Vec<_> = hosts.lines().collect();
         assert_eq!(lines[0], "127.0.0.1\tlocalhost");
         assert_eq!(lines[6..], ["10.0.0.7\tdb", "127.0.1.1\tshell"]);
+
+        setup.interfaces.push(Interface {
+            addresses: vec![InterfaceAddress {
+                ip: [10, 0, 0, 2].into(),
+                prefix: 24,
+            }],
+            gateways: vec![],
+        });
+        assert!(super::hosts(&setup).ends_with("10.0.0.7\tdb\n10.0.0.2\tshell\n"));
     }
 }

@@ -21,6 +21,7 @@ mod etc;
 mod failure;
 mod init;
 mod mount;
+mod network;
 mod power;
 mod process;
 mod program;

@@ -11,23 +11,21 @@ use std::{
 };
 
 use protocol::{Setup, StartStage};
-use rustix::{
-    mount::{MountAttrFlags, MountFlags},
-    net::{AddressFamily, SocketFlags, SocketType, socket_with},
-};
+use rustix::mount::{MountAttrFlags, MountFlags};
 
 use crate::{
     cgroup::Cgroup,
     etc,
     failure::{At, Failure},
     mount,
+    network::{self, Network},
     rootfs::Rootfs,
-    sys,
 };
 
 /// What does not depend on the container, so that it can be done before the host has said which one.
 pub struct Base {
     cgroup: Cgroup,
+    network: Network,
     devpts: OwnedFd,
 }
 
@@ -52,19 +50,13 @@ impl Base {
         ];
         let devpts =
             mount::create("devpts", &options, attributes).at(StartStage::Mount, "devpts")?;
-        loopback_up().at(StartStage::Mount, "lo")?;
-        Ok(Self { cgroup, devpts })
+        let network = Network::open().at(StartStage::Network, "lo")?;
+        Ok(Self {
+            cgroup,
+            network,
+            devpts,
+        })
     }
-}
-
-fn loopback_up() -> io::Result<()> {
-    let socket = socket_with(
-        AddressFamily::INET,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    sys::loopback_up(socket.as_fd())
 }
 
 /// Everything the container's processes start from.
@@ -86,11 +78,16 @@ impl Sandbox {
     /// At the stage that failed.
     pub fn prepare(base: Base, setup: Setup) -> Result<Self, Failure> {
         let rootfs = Rootfs::mount(&setup)?;
+        base.network.configure(&setup.interfaces)?;
         let files = [
             file("/etc/hostname", "/hostname", &etc::hostname(&setup)),
             file("/etc/hosts", "/hosts", &etc::hosts(&setup)),
-            // Without a network there is no name server to name, whatever the image's file says.
-            file("/etc/resolv.conf", "/resolv.conf", ""),
+            // Without a name server the file is empty, whatever the image's says.
+            file(
+                "/etc/resolv.conf",
+                "/resolv.conf",
+                &network::resolv_conf(&setup.resolver),
+            ),
         ];
         let [hostname, hosts, resolv] = files;
         let files = [hostname?, hosts?, resolv?];

@@ -12,7 +12,7 @@ use std::{
     ptr,
 };
 
-use libc::{clone_args, ifreq, pid_t, sigset_t, sockaddr_vm, socklen_t};
+use libc::{clone_args, pid_t, sigset_t, sockaddr_vm, socklen_t};
 
 /// `CLONE_INTO_CGROUP` of linux/sched.h; `libc` cuts it to 32 bits.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
@@ -222,28 +222,6 @@ pub fn connect_to_host(socket: BorrowedFd<'_>, port: u32) -> io::Result<()> {
             socket.as_raw_fd(),
             (&raw const address).cast(),
             size_of::<sockaddr_vm>() as socklen_t,
-        )
-    }))
-}
-
-/// Brings the loopback interface up, by way of any IPv4 socket (netdevice(7)).
-///
-/// # Errors
-///
-/// Those of the ioctl.
-pub fn loopback_up(socket: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: ifreq is integers and a union of them, for which zero is a value.
-    let mut request: ifreq = unsafe { mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
-        *to = from.cast_signed();
-    }
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as _;
-    // SAFETY: SIOCSIFFLAGS reads an ifreq.
-    checked(c_long::from(unsafe {
-        libc::ioctl(
-            socket.as_raw_fd(),
-            libc::SIOCSIFFLAGS as _,
-            &raw const request,
         )
     }))
 }

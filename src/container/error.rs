@@ -162,6 +162,7 @@ fn attempt(stage: StartStage) -> &'static str {
         StartStage::Rootfs => "mount the root file system from",
         StartStage::Mount => "mount on",
         StartStage::Hostname => "set up the host name and /etc with",
+        StartStage::Network => "set up the network with",
         StartStage::Stream => "connect the stream",
         StartStage::Terminal => "make a terminal at",
         StartStage::User => "become user",

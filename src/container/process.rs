@@ -71,6 +71,8 @@ pub fn setup(options: &Options, hostname: &str, upper: Upper) -> Setup {
         read_only_root: options.read_only,
         hostname: hostname.into(),
         extra_hosts: Vec::<HostEntry>::new(),
+        interfaces: Vec::new(),
+        resolver: protocol::Resolver::default(),
         mounts: options.tmpfs.clone(),
         shm_bytes: SHM_BYTES,
         privileged: options.privileged,

@@ -16,12 +16,13 @@ pub mod frame;
 mod message;
 
 pub use message::{
-    AgentMessage, Capabilities, Exit, HostEntry, HostMessage, Mount, Process, ProcessId, Resource,
-    Rlimit, Setup, StartStage, Stdio, StreamToken, Upper, WindowSize,
+    AgentMessage, Capabilities, Exit, HostEntry, HostMessage, Interface, InterfaceAddress, Mount,
+    Process, ProcessId, Resolver, Resource, Rlimit, Setup, StartStage, Stdio, StreamToken, Upper,
+    WindowSize,
 };
 
 /// Version of this protocol. The host refuses an agent that reports another one.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Host vsock port of the control connection.
 pub const CONTROL_PORT: u32 = 1;

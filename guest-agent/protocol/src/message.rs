@@ -1,5 +1,7 @@
 //! The messages. Fields are plain data; whoever receives one checks it before use.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 /// What the host tells the agent.
@@ -100,6 +102,10 @@ pub struct Setup {
     pub hostname: String,
     /// Further lines of `/etc/hosts`: address, then name.
     pub extra_hosts: Vec<HostEntry>,
+    /// The machine's network devices, in order: `eth0`, `eth1` and so on.
+    pub interfaces: Vec<Interface>,
+    /// Who is asked for names.
+    pub resolver: Resolver,
     /// Mounts beyond the default ones, in order (`--tmpfs`).
     pub mounts: Vec<Mount>,
     /// Size of `/dev/shm` in bytes.
@@ -115,6 +121,35 @@ pub struct HostEntry {
     pub address: String,
     /// The name it gets.
     pub name: String,
+}
+
+/// What a network device is given. Its MAC address and MTU come with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Its addresses.
+    pub addresses: Vec<InterfaceAddress>,
+    /// Routers on the way to everywhere else, one of each IP version at most.
+    pub gateways: Vec<IpAddr>,
+}
+
+/// An address, and how many bits of it all machines of its subnet share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceAddress {
+    /// The address.
+    pub ip: IpAddr,
+    /// Up to 32 or 128.
+    pub prefix: u8,
+}
+
+/// Content of `/etc/resolv.conf` (resolv.conf(5)).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolver {
+    /// Name servers.
+    pub servers: Vec<IpAddr>,
+    /// Domains in which a name without dots is looked up.
+    pub search: Vec<String>,
+    /// Such as `ndots:2`.
+    pub options: Vec<String>,
 }
 
 /// The writable side of the root file system.
@@ -247,6 +282,8 @@ pub enum StartStage {
     Mount,
     /// Host name or the files below `/etc`.
     Hostname,
+    /// The network interfaces; the subject is one of them or an address.
+    Network,
     /// Connecting a standard stream.
     Stream,
     /// The terminal.
