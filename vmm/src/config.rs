@@ -1,6 +1,6 @@
 //! What a virtual machine is made of: plain data, and indexes into the descriptors beside it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use serde::{Deserialize, Serialize};
 
@@ -94,8 +94,21 @@ pub struct NetConfig {
     /// IP addresses of the guest. Unless there are none, packets from any other are dropped, and so is
     /// all that is neither IPv4, ARP nor IPv6.
     pub sources: Vec<IpAddr>,
+    /// Where packets of the guest must not go: they are dropped.
+    pub denied: Vec<Ipv4Net>,
+    /// What they may reach in there all the same: an address and a port of TCP or UDP.
+    pub allowed: Vec<SocketAddrV4>,
     /// Longest IP packet in bytes that the guest is to send, 68 or more.
     pub mtu: u16,
+}
+
+/// All addresses that begin as `address` does, for `prefix` bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipv4Net {
+    /// One of them.
+    pub address: Ipv4Addr,
+    /// 0 to 32.
+    pub prefix: u8,
 }
 
 /// What is at the other end of a network device.

@@ -169,7 +169,7 @@ impl Machine {
         for (index, net) in config.nets.into_iter().enumerate() {
             let descriptor = descriptors.take(net.descriptor)?;
             let net =
-                Net::new(net, descriptor).map_err(|source| MachineError::Net { index, source })?;
+                Net::new(&net, descriptor).map_err(|source| MachineError::Net { index, source })?;
             slots.add(Box::new(net))?;
         }
         if let Some(vsock) = config.vsock {

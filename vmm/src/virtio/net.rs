@@ -7,6 +7,7 @@
 mod backend;
 mod frame;
 mod server;
+pub mod tap;
 mod vectored;
 
 use std::io;
@@ -22,7 +23,7 @@ use virtio_bindings::virtio_net::{
 use crate::config::{NetConfig, NetLink};
 
 use backend::{Backend, Stream, Tap};
-use frame::Source;
+use frame::Filter;
 use server::{Port, Server};
 
 use super::device::copy_config;
@@ -68,7 +69,7 @@ impl Net {
     /// # Errors
     ///
     /// [`NetError`].
-    pub fn new(config: NetConfig, descriptor: OwnedFd) -> Result<Self, NetError> {
+    pub fn new(config: &NetConfig, descriptor: OwnedFd) -> Result<Self, NetError> {
         if config.mac == [0; 6] || config.mac[0] & 1 != 0 {
             return Err(NetError::Mac(config.mac));
         }
@@ -91,7 +92,7 @@ impl Net {
             mtu: config.mtu,
             port: Some(Port {
                 backend,
-                source: Source::new(config.mac, config.sources),
+                filter: Filter::new(config),
                 link_up: link_up.clone(),
             }),
             link_up,

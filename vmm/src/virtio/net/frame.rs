@@ -1,7 +1,9 @@
 //! What a guest may send: the header that virtio puts in front of a frame, and who the frame says it
 //! is from. Works on copies, never on guest memory.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
+
+use crate::config::{Ipv4Net, NetConfig};
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
@@ -17,12 +19,14 @@ pub const HEADER: usize = 12;
 pub const ETHERNET: usize = 14;
 /// Longest frame: Ethernet, a VLAN tag, and the longest IP packet.
 pub const MAX_FRAME: usize = ETHERNET + 4 + 65_535;
-/// As much of a frame as [`Source::allows`] looks at: up to the target of a neighbour advertisement.
+/// As much of a frame as [`Filter::allows`] looks at: up to the target of a neighbour advertisement.
 pub const INSPECTED: usize = ETHERNET + 40 + 24;
 
 const IPV4: u16 = 0x0800;
 const ARP: u16 = 0x0806;
 const IPV6: u16 = 0x86dd;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
 const NEXT_ICMPV6: u8 = 58;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 /// IPv6 headers that other headers can follow: hop-by-hop, routing, fragment, destination options.
@@ -127,21 +131,29 @@ impl Header {
     }
 }
 
-/// Who a guest's frames may say they are from.
+/// Who a guest's frames may say they are from, and where they may go.
 #[derive(Debug, Clone)]
-pub struct Source {
+pub struct Filter {
     mac: [u8; 6],
     addresses: Vec<IpAddr>,
+    denied: Vec<Ipv4Net>,
+    allowed: Vec<SocketAddrV4>,
 }
 
-impl Source {
-    /// `mac` alone, and one of `addresses` unless that is empty. An address of IPv6 brings with it the
-    /// link-local one that is made of the MAC.
-    pub fn new(mac: [u8; 6], mut addresses: Vec<IpAddr>) -> Self {
+impl Filter {
+    /// What `config` says of it. An address of IPv6 brings with it the link-local one that is made of
+    /// the MAC.
+    pub fn new(config: &NetConfig) -> Self {
+        let mut addresses = config.sources.clone();
         if addresses.iter().any(IpAddr::is_ipv6) {
-            addresses.push(link_local(mac).into());
+            addresses.push(link_local(config.mac).into());
         }
-        Self { mac, addresses }
+        Self {
+            mac: config.mac,
+            addresses,
+            denied: config.denied.clone(),
+            allowed: config.allowed.clone(),
+        }
     }
 
     /// Judges a frame by its first [`INSPECTED`] bytes, or all where it has fewer.
@@ -155,10 +167,14 @@ impl Source {
         if ethernet[6..12] != self.mac {
             return false;
         }
+        let kind = u16::from_be_bytes([ethernet[12], ethernet[13]]);
+        if kind == IPV4 && !self.may_go(packet) {
+            return false;
+        }
         if self.addresses.is_empty() {
             return true;
         }
-        match u16::from_be_bytes([ethernet[12], ethernet[13]]) {
+        match kind {
             IPV4 => matches!(read::<4>(packet, 12), Some(source) if self.is_own(source)),
             // Hardware and protocol addresses of the sender (RFC 826), none yet in a probe.
             ARP => {
@@ -166,6 +182,37 @@ impl Source {
                     && matches!(read::<4>(packet, 14), Some(ip) if ip == [0; 4] || self.is_own(ip))
             }
             IPV6 => self.allows_ipv6(packet),
+            _ => false,
+        }
+    }
+
+    /// Whether a packet's destination is not denied.
+    fn may_go(&self, packet: &[u8]) -> bool {
+        if self.denied.is_empty() {
+            return true;
+        }
+        let Some(destination) = read::<4>(packet, 16).map(Ipv4Addr::from) else {
+            return false;
+        };
+        let is_denied = |net: &Ipv4Net| {
+            let differs = u32::from(net.address) ^ u32::from(destination);
+            differs
+                .checked_shr(32 - u32::from(net.prefix.min(32)))
+                .unwrap_or(0)
+                == 0
+        };
+        if !self.denied.iter().any(is_denied) {
+            return true;
+        }
+        // The port lies behind the header, in the first of the packet's fragments.
+        let header = packet[0] & 0xf;
+        let is_whole =
+            matches!(read::<2>(packet, 6), Some([flags, low]) if flags & 0x3f == 0 && low == 0);
+        let has_ports = matches!(packet[9], TCP | UDP);
+        match read::<2>(packet, usize::from(header) * 4 + 2).map(u16::from_be_bytes) {
+            Some(port) if is_whole && has_ports => {
+                self.allowed.contains(&SocketAddrV4::new(destination, port))
+            }
             _ => false,
         }
     }
@@ -252,8 +299,75 @@ mod tests {
         [&fixed[..], &source.octets(), &[0xfd; 16], payload].concat()
     }
 
-    fn pinned() -> Source {
-        Source::new(MAC, vec![IP.into(), IpAddr::from([0xfd00; 8])])
+    fn config() -> NetConfig {
+        NetConfig {
+            descriptor: crate::DescriptorIndex(0),
+            link: crate::NetLink::Stream,
+            mac: MAC,
+            sources: vec![],
+            denied: vec![],
+            allowed: vec![],
+            mtu: 1500,
+        }
+    }
+
+    fn pinned() -> Filter {
+        Filter::new(&NetConfig {
+            sources: vec![IP.into(), IpAddr::from([0xfd00; 8])],
+            ..config()
+        })
+    }
+
+    #[test]
+    fn a20_packets_to_denied_places_are_not_sent() {
+        let net = |address: [u8; 4], prefix| Ipv4Net {
+            address: address.into(),
+            prefix,
+        };
+        let filter = Filter::new(&NetConfig {
+            denied: vec![
+                net([10, 0, 0, 0], 8),
+                net([169, 254, 0, 0], 16),
+                net([192, 0, 2, 9], 32),
+            ],
+            allowed: vec![SocketAddrV4::new([10, 0, 2, 3].into(), 53)],
+            ..config()
+        });
+        let packet = |to: [u8; 4], protocol, fragment: u16, port: u16| {
+            let mut packet = vec![0x45; 20];
+            packet[6..8].copy_from_slice(&fragment.to_be_bytes());
+            packet[9] = protocol;
+            packet[16..20].copy_from_slice(&to);
+            packet.extend([0, 9]);
+            packet.extend(port.to_be_bytes());
+            ethernet(MAC, IPV4, &packet)
+        };
+        for (allowed, to, protocol, fragment, port) in [
+            (true, [1, 1, 1, 1], TCP, 0, 443),
+            (false, [10, 9, 9, 9], TCP, 0, 443),
+            (false, [169, 254, 169, 254], TCP, 0, 80),
+            (false, [192, 0, 2, 9], TCP, 0, 22),
+            (true, [192, 0, 2, 8], TCP, 0, 22),
+            (true, [10, 0, 2, 3], UDP, 0, 53),
+            (true, [10, 0, 2, 3], TCP, 0x4000, 53),
+            (false, [10, 0, 2, 3], UDP, 0, 54),
+            (false, [10, 0, 2, 3], 1, 0, 53),
+            (false, [10, 0, 2, 3], UDP, 0x2000, 53),
+            (false, [10, 0, 2, 3], UDP, 1, 53),
+        ] {
+            let frame = packet(to, protocol, fragment, port);
+            assert_eq!(
+                filter.allows(&frame),
+                allowed,
+                "{to:?} {protocol} {fragment:#x} {port}"
+            );
+        }
+        assert!(!filter.allows(&ethernet(MAC, IPV4, &[0x45; 19])));
+        let everywhere = Filter::new(&NetConfig {
+            denied: vec![net([0; 4], 0)],
+            ..config()
+        });
+        assert!(!everywhere.allows(&packet([8, 8, 8, 8], TCP, 0, 53)));
     }
 
     #[test]
@@ -329,7 +443,7 @@ mod tests {
 
     #[test]
     fn without_addresses_the_mac_alone_counts() {
-        let source = Source::new(MAC, vec![]);
+        let source = Filter::new(&config());
         assert!(source.allows(&ethernet(MAC, 0x88cc, b"")));
         assert!(!source.allows(&ethernet(OTHER, 0x88cc, b"")));
     }

@@ -12,7 +12,7 @@ use vmm_sys_util::signal::block_signal;
 use crate::virtio::{ActivateContext, Buffers, DeviceQueue, Filled, Interrupt, Poller, QueueError};
 
 use super::backend::{Backend, Incoming, Outgoing};
-use super::frame::{ETHERNET, HEADER, Header, INSPECTED, MAX_FRAME, Source};
+use super::frame::{ETHERNET, Filter, HEADER, Header, INSPECTED, MAX_FRAME};
 use super::vectored::MAX_BUFFERS;
 
 /// Frames from outside taken in one round, so that a flood of them leaves the guest's own their turn.
@@ -21,7 +21,7 @@ const ROUND: usize = 64;
 /// What outlives a reset of the device.
 pub struct Port {
     pub backend: Box<dyn Backend>,
-    pub source: Source,
+    pub filter: Filter,
     pub link_up: Arc<AtomicBool>,
 }
 
@@ -230,7 +230,7 @@ fn transmit(port: &mut Port, frame: &mut Buffers<'_>, features: u64) -> io::Resu
     let Some(header) = Header::decode(header).checked(length, features) else {
         return Ok(());
     };
-    if !port.source.allows(front) {
+    if !port.filter.allows(front) {
         return Ok(());
     }
     port.backend.send(Outgoing {

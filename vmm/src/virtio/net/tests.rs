@@ -23,6 +23,8 @@ fn config(link: NetLink) -> NetConfig {
         link,
         mac: MAC,
         sources: vec![],
+        denied: vec![],
+        allowed: vec![],
         mtu: 1500,
     }
 }
@@ -37,7 +39,7 @@ struct Streamed {
 fn streamed(features: u64) -> Streamed {
     let (ours, peer) = UnixStream::pair().unwrap();
     peer.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut net = Net::new(config(NetLink::Stream), ours.into()).unwrap();
+    let mut net = Net::new(&config(NetLink::Stream), ours.into()).unwrap();
     let driver = FakeDriver::new(&QUEUE_SIZES);
     net.activate(driver.context(features)).unwrap();
     Streamed { net, driver, peer }
@@ -48,7 +50,7 @@ fn tapped(features: u64) -> (Net, FakeDriver, UnixDatagram) {
     let (ours, peer) = UnixDatagram::pair().unwrap();
     peer.set_read_timeout(Some(PATIENCE)).unwrap();
     let link = NetLink::Tap { udp_offload: true };
-    let mut net = Net::new(config(link), ours.into()).unwrap();
+    let mut net = Net::new(&config(link), ours.into()).unwrap();
     let driver = FakeDriver::new(&QUEUE_SIZES);
     net.activate(driver.context(features)).unwrap();
     (net, driver, peer)
@@ -320,7 +322,7 @@ fn the_configuration_says_what_it_was_given() {
             mtu,
             ..config(NetLink::Stream)
         };
-        Net::new(config, ours.as_fd().try_clone_to_owned().unwrap()).is_err()
+        Net::new(&config, ours.as_fd().try_clone_to_owned().unwrap()).is_err()
     };
     assert!(refused([3, 0, 0, 0, 0, 1], 1500));
     assert!(refused([0; 6], 1500));
