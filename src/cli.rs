@@ -40,7 +40,11 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use comfy_table::{Table, presets};
 
-use crate::{image::store::Store, sandbox::VMM_PROCESS, state_root};
+use crate::{
+    image::{reference::Reference, registry::settings::Settings, store::Store},
+    sandbox::VMM_PROCESS,
+    state_root,
+};
 
 /// Exit code of pillbug's own failures, as Docker's.
 const OWN_FAILURE: u8 = 125;
@@ -181,7 +185,13 @@ fn command_line(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 
 /// This user's images.
 fn image_store() -> anyhow::Result<Store> {
-    Ok(Store::open(&state_root::locate()?)?)
+    let store = Store::open(&state_root::locate()?)?;
+    Ok(store.with_short_names(Settings::load()?.short_names))
+}
+
+/// The image that an argument names.
+fn reference(text: &str) -> anyhow::Result<Reference> {
+    Ok(Settings::load()?.short_names.parse(text)?)
 }
 
 /// Prints what a verb found. Somebody who has read enough and closed the pipe is no failure.

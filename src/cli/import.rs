@@ -26,7 +26,7 @@ pub struct ImportArgs {
     /// The archive, a tar file that may be compressed with gzip or zstd; - for standard input
     file: PathBuf,
     /// Name of the image
-    #[arg(value_name = "REPOSITORY[:TAG]")]
+    #[arg(value_parser = super::reference, value_name = "REPOSITORY[:TAG]")]
     name: Option<Reference>,
     /// A line of a Dockerfile to apply: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME, WORKDIR
     #[arg(short, long = "change", value_name = "LINE")]

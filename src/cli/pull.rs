@@ -7,7 +7,8 @@ use clap::{Args, ValueEnum};
 
 use super::progress::Transfers;
 use crate::image::{
-    manifest::Platform, pull::Pulled, reference::Reference, registry::Client, store::Store,
+    load::Named, manifest::Platform, pull::Pulled, reference::Reference, registry::Client,
+    store::Store,
 };
 
 const EXAMPLES: &str = "\
@@ -25,7 +26,7 @@ What was interrupted goes on where it stopped.";
 #[command(after_help = EXAMPLES)]
 pub struct PullArgs {
     /// Name of the image
-    #[arg(value_name = "NAME[:TAG][@DIGEST]")]
+    #[arg(value_parser = super::reference, value_name = "NAME[:TAG][@DIGEST]")]
     image: Reference,
     /// Pull every tag of the repository
     #[arg(short, long)]
@@ -77,32 +78,39 @@ pub fn run(arguments: &PullArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Brings into the store what `run` needs of it for `source`, and tells about it on standard error.
-pub fn ensure(source: &str, when: When, quiet: bool) -> anyhow::Result<()> {
-    if when == When::Never {
-        return Ok(());
-    }
+/// Brings into the store what `run` needs of it for `source`, tells about it on standard error, and gives the source
+/// with its name completed.
+pub fn ensure(source: &str, when: When, quiet: bool) -> anyhow::Result<String> {
     let store = super::image_store()?;
-    let Some(reference) = store.to_pull(source, when == When::Always)? else {
-        return Ok(());
+    let (reference, is_wanted) = match store.named(source)? {
+        Named::Otherwise => return Ok(source.into()),
+        Named::Held(reference) => (reference, when == When::Always),
+        Named::Absent(reference) => (reference, when != When::Never),
     };
-    let tell = |text: &str| {
-        if !quiet {
-            super::tell(text);
+    if is_wanted {
+        let tell = |text: &str| {
+            if !quiet {
+                super::tell(text);
+            }
+            Ok(())
+        };
+        if when == When::Missing {
+            let familiar = reference.familiar();
+            tell(&format!("Unable to find image '{familiar}' locally\n"))?;
         }
-        Ok(())
-    };
-    if when == When::Missing {
-        let familiar = reference.familiar();
-        tell(&format!("Unable to find image '{familiar}' locally\n"))?;
+        let pulled = pull(&store, &Client::new()?, &reference, quiet, &tell);
+        if pulled.is_err() && fs::symlink_metadata(source).is_ok() {
+            pulled.context(format!(
+                "there is a file {source}, for which write ./{source}"
+            ))?;
+        } else {
+            pulled?;
+        }
     }
-    let pulled = pull(&store, &Client::new()?, &reference, quiet, &tell);
-    match pulled {
-        Err(error) if fs::symlink_metadata(source).is_ok() => Err(error).context(format!(
-            "there is a file {source}, for which write ./{source}"
-        )),
-        result => result.map(|_| ()),
-    }
+    Ok(match source.parse() {
+        Ok(plain) if reference == plain => source.into(),
+        _ => reference.familiar(),
+    })
 }
 
 /// Pulls one image and tells what Docker tells.

@@ -17,7 +17,7 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub struct PushArgs {
     /// Name of the image
-    #[arg(value_name = "NAME[:TAG]")]
+    #[arg(value_parser = super::reference, value_name = "NAME[:TAG]")]
     image: Reference,
     /// Print the name only
     #[arg(short, long)]

@@ -167,7 +167,7 @@ pub fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
         bail!("-t with -i needs a terminal as standard input: leave -t out");
     }
     // While signals still end this process: what was pulled by then stays for the next attempt.
-    pull::ensure(&source, when, quiet)?;
+    let source = pull::ensure(&source, when, quiet)?;
     // Before any thread starts, so that all of them leave the signals to one reader.
     let mut person = Person::new(options.terminal.is_some())?;
     let streams = streams(&options)?;

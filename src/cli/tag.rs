@@ -20,7 +20,7 @@ pub struct TagArgs {
     #[arg(value_name = "SOURCE_IMAGE[:TAG]")]
     source: String,
     /// The new name, which is taken from the image that has it
-    #[arg(value_name = "TARGET_IMAGE[:TAG]")]
+    #[arg(value_parser = super::reference, value_name = "TARGET_IMAGE[:TAG]")]
     target: Reference,
 }
 

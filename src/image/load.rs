@@ -86,6 +86,17 @@ enum Meaning<'a> {
     Name(&'a str),
 }
 
+/// What the SOURCE of `run` is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Named {
+    /// A name that the store has.
+    Held(Reference),
+    /// A name that it does not have.
+    Absent(Reference),
+    /// A path, or the ID of an image of the store.
+    Otherwise,
+}
+
 /// The transports that a path may be marked with, as skopeo and podman have them.
 const TRANSPORTS: [&str; 3] = ["oci:", "oci-archive:", "docker-archive:"];
 
@@ -141,19 +152,19 @@ impl Store {
         }
     }
 
-    /// The name to pull before the SOURCE of `run` can be opened: where it is a name that is not in the store, or with
-    /// `again` one that is. A path and an ID are nothing to pull.
+    /// What the SOURCE of `run` is, before it is opened.
     ///
     /// # Errors
     ///
-    /// Where it is no name, and where the store cannot be read.
-    pub fn to_pull(&self, source: &str, again: bool) -> Result<Option<Reference>, LoadError> {
+    /// Where it is neither a path nor a name, and where the store cannot be read.
+    pub fn named(&self, source: &str) -> Result<Named, LoadError> {
         let Meaning::Name(name) = meaning(source) else {
-            return Ok(None);
+            return Ok(Named::Otherwise);
         };
         match self.find(name) {
-            Ok((.., reference)) => Ok(reference.filter(|_| again)),
-            Err(StoreError::Unknown(_)) => Ok(Some(name.parse()?)),
+            Ok((.., Some(reference))) => Ok(Named::Held(reference)),
+            Ok((.., None)) => Ok(Named::Otherwise),
+            Err(StoreError::Unknown(_)) => Ok(Named::Absent(self.short_names.parse(name)?)),
             Err(error) => Err(error.into()),
         }
     }

@@ -8,6 +8,10 @@
 //! The parser is written out because each `run` passes through it: compiling the grammar as a regular expression
 //! costs more than everything else done to find an image.
 
+mod short;
+
+pub use short::ShortNames;
+
 use std::{fmt, net::Ipv6Addr, str::FromStr};
 
 use serde::{Deserialize, Serialize};

@@ -43,7 +43,7 @@ pub(crate) use transaction::Transaction;
 pub use usage::{ImageUsage, Usage};
 
 use crate::{
-    image::{digest::Digest, manifest::ManifestError, rootfs::RootfsError},
+    image::{digest::Digest, manifest::ManifestError, reference::ShortNames, rootfs::RootfsError},
     state_root::{StateRootError, private_folder},
 };
 
@@ -146,6 +146,7 @@ impl Record {
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
+    pub(in crate::image) short_names: ShortNames,
 }
 
 /// The store's lock, held until this is dropped.
@@ -170,9 +171,21 @@ impl Store {
         for folder in kinds.into_iter().chain(["names", partial::FOLDER, "temp"]) {
             private_folder(&root.join(folder)).map_err(StoreError::Folder)?;
         }
-        let store = Self { root };
+        let store = Self {
+            root,
+            short_names: ShortNames::default(),
+        };
         store.clean()?;
         Ok(store)
+    }
+
+    /// The same store, for a person who has settled what short names mean.
+    #[must_use]
+    pub fn with_short_names(self, short_names: ShortNames) -> Self {
+        Self {
+            short_names,
+            ..self
+        }
     }
 
     /// What the name of a person's choosing stands for: an image's name, its ID (`sha256:...`) or the first digits

@@ -141,6 +141,32 @@ fn run_pulls_what_is_absent_when_it_may() {
 }
 
 #[test]
+fn short_names_mean_what_was_settled() {
+    let registry = Registry::start(Demand::Nothing);
+    let image = Fixture::new("short", &[Packing::Gzip]);
+    let place = place_with(&image, "app:1");
+    let settings = format!("[short-names]\nregistry = \"{}\"\n", registry.address);
+    fs::write(place.path("registries.toml"), settings).unwrap();
+    let whole = format!("{}/team/app:1", registry.address);
+    run(&place, &["tag", &image.id(), "team/app:1"]);
+    run(&place, &["push", "-q", "team/app:1"]);
+    assert_eq!(
+        place.images()[0][0],
+        format!("{}/team/app", registry.address)
+    );
+    run(&place, &["rmi", "team/app:1"]);
+    assert_eq!(
+        run(&place, &["pull", "-q", "team/app:1"]),
+        format!("{whole}\n")
+    );
+    let id = &image.id()[7..19];
+    for name in ["team/app:1", &whole, "docker.io/app:1", id] {
+        let format = ["image", "inspect", "-f", "{{.Id}}", name];
+        assert_eq!(run(&place, &format).trim_end(), image.id(), "{name}");
+    }
+}
+
+#[test]
 fn large_blobs_are_sent_in_chunks() {
     let registry = Registry::start(Demand::Nothing);
     let image = Fixture::new(&"chunks ".repeat(10_000), &[Packing::Plain]);

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Write,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -43,7 +43,7 @@ impl TokenServer {
     }
 }
 
-fn answer(folder: &PathBuf, request: &Request) -> Answer {
+fn answer(folder: &Path, request: &Request) -> Answer {
     // user:secret
     if request.header("authorization") != Some("Basic dXNlcjpzZWNyZXQ=") {
         return Answer::status(401);

@@ -12,6 +12,8 @@ use std::{
 
 use serde::Deserialize;
 
+use crate::image::reference::ShortNames;
+
 /// Environment variable that names the file.
 pub const VARIABLE: &str = "PILLBUG_REGISTRIES";
 
@@ -29,6 +31,8 @@ pub enum SettingsError {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Settings {
+    /// What names without a registry are completed with.
+    pub short_names: ShortNames,
     /// Settings of single registries, by their domain with its port.
     pub registry: BTreeMap<String, RegistrySettings>,
     /// How content is transferred, from and to all of them.
@@ -201,8 +205,9 @@ mod tests {
 
     #[test]
     fn the_file_is_read_strictly() {
-        let text = "[registry.\"a.example:5000\"]\nplain-http = true\nmirrors = [\"m.example\"]\n[transfer]\nretries = 1\n";
+        let text = "short-names.registry = \"r.example\"\n[registry.\"a.example:5000\"]\nplain-http = true\nmirrors = [\"m.example\"]\n[transfer]\nretries = 1\n";
         let settings: Settings = toml::from_str(text).unwrap();
+        assert_eq!(settings.short_names.registry.as_deref(), Some("r.example"));
         assert!(settings.of("a.example:5000").plain_http);
         assert!(!settings.of("b.example").plain_http);
         assert_eq!(

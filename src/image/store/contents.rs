@@ -71,7 +71,7 @@ impl Store {
         name: &str,
     ) -> Result<(Digest, Digest, Option<Reference>), StoreError> {
         if !name.starts_with("sha256:")
-            && let Ok(reference) = name.parse::<Reference>()
+            && let Ok(reference) = self.short_names.parse(name)
             && let Some(NameRecord { manifest, target }) = self.find_name(&reference)?
         {
             return Ok((manifest, target, Some(reference)));

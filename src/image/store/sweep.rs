@@ -70,7 +70,7 @@ impl Store {
     /// [`StoreError::InUse`] where an [`Image`](super::Image) of it lives in any process.
     pub fn remove(&self, name: &str, force: bool) -> Result<Vec<Removed>, StoreError> {
         let lock = self.lock_exclusive()?;
-        let by_name = match name.parse::<Reference>() {
+        let by_name = match self.short_names.parse(name) {
             Ok(reference) if !name.starts_with("sha256:") => self
                 .find_name(&reference)?
                 .map(|record| (reference, record)),
