@@ -45,7 +45,13 @@ pub fn run(arguments: &LoadArgs) -> anyhow::Result<ExitCode> {
     let loaded = super::image_store()?.load(input, &|_| {})?;
     if !arguments.quiet {
         let lines = loaded.iter().map(|image| match &image.reference {
-            Some(reference) => format!("Loaded image: {}\n", reference.familiar()),
+            Some(reference) => {
+                let name = reference.familiar();
+                let moved = image.taken_from.map_or_else(String::new, |id| {
+                    format!("The image {name} already exists, renaming the old one with ID {id} to empty string\n")
+                });
+                format!("{moved}Loaded image: {name}\n")
+            }
             None => format!("Loaded image ID: {}\n", image.id),
         });
         super::print(&lines.collect::<String>())?;

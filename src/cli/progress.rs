@@ -94,10 +94,10 @@ impl Transfers {
                     bar
                 });
                 if bar.message() != words {
-                    // Rate and time left are those of what is being done now.
-                    bar.reset();
                     bar.set_style(style(if moved.is_some() { BAR } else { WORDS }));
                     bar.set_message(words.to_owned());
+                    // Rate and time left are those of what is being done now.
+                    bar.reset();
                 }
                 if let Some((bytes, total)) = moved {
                     bar.set_length(total);

@@ -4,7 +4,7 @@
 //! Repair makes again what can be made from blobs and fetches what cannot from where the image's name says.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, BufReader, Read},
     path::{Path, PathBuf},
@@ -14,11 +14,12 @@ use crate::image::{
     digest::{Digest, Hasher},
     import::{Import, ImportError, Observer, Source, SourceError, sniff},
     layer::{self, LayerLimits},
-    manifest::Blob,
+    manifest::{self, Blob, Document},
     pull::PullError,
+    reference::Reference,
     registry::Client,
     rootfs,
-    store::{FileError, Kind, NameRecord, Record, Store, StoreError, Transaction},
+    store::{FileError, Kind, NameRecord, Record, Store, StoreError, Transaction, name_place},
 };
 
 /// Why the store could not be checked or repaired.
@@ -52,7 +53,14 @@ pub struct Finding {
     /// Names of the images that need it, or the digests of their manifests where they have none.
     pub needed_by: Vec<String>,
     images: Vec<Digest>,
-    object: (Kind, Digest),
+    object: Object,
+}
+
+/// What a finding is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Object {
+    Content(Kind, Digest),
+    Name(Reference),
 }
 
 /// Blobs that are in the store already, as a source.
@@ -73,15 +81,29 @@ impl Store {
     pub fn check(&self) -> Result<Vec<Finding>, CheckError> {
         let transaction = Transaction::begin(self)?;
         let mut needed: BTreeMap<(Kind, Digest), Vec<Digest>> = BTreeMap::new();
-        let records = self.records()?;
-        for (manifest, record) in &records {
-            let objects = record.objects(manifest);
+        let mut findings: BTreeMap<(Kind, Digest), Fault> = BTreeMap::new();
+        let mut records = BTreeMap::new();
+        let (names, lost): (Vec<_>, Vec<_>) = self
+            .names_as_they_are()?
+            .into_iter()
+            .partition(|(_, record)| record.is_ok());
+        let named = names.iter().filter_map(|(_, record)| record.as_ref().ok());
+        let mut manifests: BTreeSet<Digest> = named.map(|record| record.manifest).collect();
+        manifests.extend(self.digests(Kind::Images)?);
+        for manifest in manifests {
+            let object = (Kind::Images, manifest);
+            let (record, fault) = self.judge_record(&manifest);
+            findings.extend(fault.map(|fault| (object, fault)));
+            let mut objects = vec![object, (Kind::Blobs, manifest)];
+            if let Some(record) = record {
+                objects.extend(record.objects(&manifest).into_iter().skip(1));
+                records.insert(manifest, record);
+            }
             transaction.pin(&objects)?;
             for object in objects {
-                needed.entry(object).or_default().push(*manifest);
+                needed.entry(object).or_default().push(manifest);
             }
         }
-        let mut findings: BTreeMap<(Kind, Digest), Fault> = BTreeMap::new();
         for (kind, digest) in needed.keys().filter(|(kind, _)| *kind == Kind::Blobs) {
             findings.extend(
                 self.judge_blob(digest)
@@ -91,9 +113,12 @@ impl Store {
         for record in records.values() {
             self.judge_made(&transaction, record, &mut findings)?;
         }
-        let names = self.names()?;
         let called = |image: &Digest| {
-            let name = names.iter().find(|(_, record)| record.manifest == *image);
+            let name = names.iter().find(|(_, record)| {
+                record
+                    .as_ref()
+                    .is_ok_and(|record| record.manifest == *image)
+            });
             name.map_or_else(|| image.to_string(), |(name, _)| name.familiar())
         };
         let finding = |(object, fault): (_, _)| {
@@ -103,10 +128,44 @@ impl Store {
                 fault,
                 needed_by: images.iter().map(called).collect(),
                 images,
-                object,
+                object: Object::Content(object.0, object.1),
             }
         };
-        Ok(findings.into_iter().map(finding).collect())
+        let lost = lost.into_iter().map(|(name, _)| Finding {
+            path: name_place(&name),
+            fault: Fault::Damaged,
+            needed_by: vec![name.familiar()],
+            images: Vec::new(),
+            object: Object::Name(name),
+        });
+        Ok(findings.into_iter().map(finding).chain(lost).collect())
+    }
+
+    /// The record of an image, and what is wrong with it. Where something is, what the image's documents say instead,
+    /// if they can be read.
+    fn judge_record(&self, manifest: &Digest) -> (Option<Record>, Option<Fault>) {
+        match (self.record(manifest), self.derive_record(manifest)) {
+            (Ok(Some(record)), expected) if expected.as_ref().is_none_or(|it| *it == record) => {
+                (Some(record), None)
+            }
+            (Ok(None), expected) => (expected, Some(Fault::Missing)),
+            (_, expected) => (expected, Some(Fault::Damaged)),
+        }
+    }
+
+    fn derive_record(&self, digest: &Digest) -> Option<Record> {
+        let whole = |digest: &Digest| {
+            let bytes = self.read_document(digest).ok()?;
+            let mut hasher = Hasher::new(digest.algorithm());
+            hasher.update(&bytes);
+            (hasher.finish() == *digest).then_some(bytes)
+        };
+        let Document::Manifest(manifest) = Document::parse(&whole(digest)?).ok()? else {
+            return None;
+        };
+        let config = whole(&manifest.config.digest)?;
+        let (_, diff_ids) = manifest::parse_config(&config, manifest.layers.len()).ok()?;
+        Record::new(&manifest, &diff_ids)
     }
 
     fn judge_blob(&self, digest: &Digest) -> Option<Fault> {
@@ -208,12 +267,22 @@ impl Store {
         client: &Client,
         observer: Observer<'_>,
     ) -> Result<Vec<(Finding, PullError)>, CheckError> {
-        let damaged = findings
-            .iter()
-            .filter(|finding| finding.fault != Fault::Missing);
-        self.discard_all(damaged.map(|finding| finding.object))?;
-        let names = self.names()?;
+        let damaged = findings.iter().filter_map(|finding| match finding.object {
+            Object::Content(kind, digest) if finding.fault != Fault::Missing => {
+                Some((kind, digest))
+            }
+            _ => None,
+        });
+        self.discard_all(damaged)?;
         let mut failures = Vec::new();
+        let lost = findings.iter().filter_map(|finding| match &finding.object {
+            Object::Name(name) => Some((finding, name)),
+            Object::Content(..) => None,
+        });
+        for (_, name) in lost.clone() {
+            self.discard_name(name)?;
+        }
+        let names = self.names()?;
         let mut outcome: BTreeMap<Digest, bool> = BTreeMap::new();
         for finding in findings {
             for image in &finding.images {
@@ -234,6 +303,12 @@ impl Store {
                 }
             }
         }
+        // What a name meant only its registry knows.
+        for (finding, name) in lost {
+            if let Err(error) = self.pull(client, name, observer) {
+                failures.push((finding.clone(), error));
+            }
+        }
         Ok(failures)
     }
 
@@ -243,7 +318,7 @@ impl Store {
             name: manifest.to_string(),
             source: Box::new(source),
         };
-        let transaction = Transaction::begin(self)?;
+        let mut transaction = Transaction::begin(self)?;
         let (_, size) = self
             .open_blob(manifest)
             .map_err(|source| failed(ImportError::Store(source)))?;
@@ -257,7 +332,8 @@ impl Store {
             source: &Own(self),
             observer,
         };
-        import.run(&root).map_err(failed)?;
+        let (imported, record) = import.run(&root).map_err(failed)?;
+        transaction.add_image(imported.manifest, record);
         Ok(transaction.commit()?)
     }
 }

@@ -26,7 +26,7 @@ use crate::image::{
     layer::{self, Compression, LayerError, LayerLimits},
     manifest::{self, Blob, Document, MAX_DOCUMENT, MAX_INDEX_DEPTH, Manifest, ManifestError},
     rootfs::{self, RootfsError},
-    store::{FileError, Kind, LayerRecord, Record, Transaction},
+    store::{FileError, Kind, Record, Transaction},
 };
 
 /// Where the blobs of an image come from.
@@ -180,19 +180,9 @@ impl Import<'_> {
         let config_bytes = self.document(&manifest.config)?;
         let (_, diff_ids) = manifest::parse_config(&config_bytes, manifest.layers.len())
             .map_err(|source| refused(&manifest.config, source))?;
-        let chain = manifest::chain_id(&diff_ids)
+        let record = Record::new(&manifest, &diff_ids)
             .ok_or_else(|| refused(&manifest_blob, ManifestError::NoLayers))?;
-        let layers = manifest.layers.iter().zip(&diff_ids);
-        let record = Record {
-            config: manifest.config.digest,
-            layers: layers
-                .map(|(blob, diff_id)| LayerRecord {
-                    blob: blob.digest,
-                    diff_id: *diff_id,
-                })
-                .collect(),
-            rootfs: chain,
-        };
+        let chain = record.rootfs;
         self.transaction
             .pin(&record.objects(&manifest_blob.digest))?;
         self.keep(&manifest_blob, &bytes)?;

@@ -67,6 +67,8 @@ pub struct Loaded {
     pub id: Digest,
     /// The digest of its manifest.
     pub digest: Digest,
+    /// The ID of the other image that had the name until now.
+    pub taken_from: Option<Digest>,
 }
 
 /// Somewhere images are loaded from.
@@ -117,17 +119,22 @@ impl Store {
         let mut loaded = Vec::new();
         for candidate in &candidates {
             let imported = take_in(&mut transaction, &*source, candidate, &origin, observer)?;
-            let names = candidate.names.iter().cloned().map(Some);
-            let names: Vec<_> = if candidate.names.is_empty() {
-                vec![None]
-            } else {
-                names.collect()
-            };
-            loaded.extend(names.into_iter().map(|reference| Loaded {
+            let loaded_as = |reference, taken_from| Loaded {
                 reference,
                 id: imported.id,
                 digest: imported.manifest,
-            }));
+                taken_from,
+            };
+            if candidate.names.is_empty() {
+                loaded.push(loaded_as(None, None));
+            }
+            for name in &candidate.names {
+                let before = self.name(name)?.map(|record| record.manifest);
+                let before = before.filter(|manifest| *manifest != imported.manifest);
+                let before = before.map(|manifest| self.record(&manifest)).transpose()?;
+                let taken_from = before.flatten().map(|record| record.config);
+                loaded.push(loaded_as(Some(name.clone()), taken_from));
+            }
         }
         transaction.commit()?;
         Ok(loaded)

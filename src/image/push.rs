@@ -97,8 +97,14 @@ impl Store {
         blobs.sort_by_key(|(digest, _)| *digest);
         blobs.dedup_by_key(|(digest, _)| *digest);
         let others = self.neighbours(reference)?;
+        let config = image.config();
         let send = |(digest, (file, total)): &(Digest, (File, u64))| {
-            send_one(&repository, digest, (file, *total), &others, observer)
+            let told = |progress| {
+                if *digest != config {
+                    observer(progress);
+                }
+            };
+            send_one(&repository, digest, (file, *total), &others, &told)
         };
         let parallel = client.transfer().parallel.into();
         each(&blobs, parallel, send, || repository.give_up()).map_err(failed)?;

@@ -37,13 +37,19 @@ pub use contents::Description;
 pub use files::FileError;
 pub use images::{Image, Listed};
 pub use names::NameRecord;
+pub(crate) use names::place as name_place;
 pub(crate) use partial::Partial;
 pub use sweep::{Pruned, Removed};
 pub(crate) use transaction::Transaction;
 pub use usage::{ImageUsage, Usage};
 
 use crate::{
-    image::{digest::Digest, manifest::ManifestError, reference::ShortNames, rootfs::RootfsError},
+    image::{
+        digest::Digest,
+        manifest::{self, Manifest, ManifestError},
+        reference::ShortNames,
+        rootfs::RootfsError,
+    },
     state_root::{StateRootError, private_folder},
 };
 
@@ -127,6 +133,21 @@ pub(crate) struct LayerRecord {
 }
 
 impl Record {
+    /// The record of an image with this manifest, the layers of which have these diff_ids. None for no layers.
+    pub fn new(manifest: &Manifest, diff_ids: &[Digest]) -> Option<Self> {
+        let layers = manifest.layers.iter().zip(diff_ids);
+        Some(Self {
+            config: manifest.config.digest,
+            layers: layers
+                .map(|(blob, diff_id)| LayerRecord {
+                    blob: blob.digest,
+                    diff_id: *diff_id,
+                })
+                .collect(),
+            rootfs: manifest::chain_id(diff_ids)?,
+        })
+    }
+
     /// Everything that an image with this record and `manifest` needs.
     pub fn objects(&self, manifest: &Digest) -> Vec<(Kind, Digest)> {
         let mut objects = vec![

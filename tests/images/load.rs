@@ -122,18 +122,24 @@ fn quiet_prints_nothing() {
 }
 
 #[test]
-fn a_name_moves_to_the_image_loaded_last() {
-    let place = Place::new();
+fn a42_a_name_moves_in_its_own_store_alone_and_not_unsaid() {
+    let (place, tenant) = (Place::new(), Place::new());
     let (old, new) = (
         Fixture::new("old", &[Packing::Gzip]).named("a:1"),
         Fixture::new("new", &[Packing::Gzip]).named("a:1"),
     );
-    for image in [&old, &new] {
-        place.load_well(&place.write("image", &image.archive()));
-    }
+    tenant.load_well(&tenant.write("image", &old.archive()));
+    let load = |image: &Fixture| place.load_well(&place.write("image", &image.archive()));
+    assert_eq!(load(&old), "Loaded image: a:1\n");
+    let moved = format!(
+        "The image a:1 already exists, renaming the old one with ID {} to empty string\n",
+        old.id()
+    );
+    assert_eq!(load(&new), format!("{moved}Loaded image: a:1\n"));
     let images = place.images();
     assert_eq!(images[0][..3], ["a", "1", &new.id()]);
     assert_eq!(images[1][..3], ["<none>", "<none>", &old.id()]);
+    assert_eq!(tenant.images()[0][2], old.id());
 }
 
 #[test]

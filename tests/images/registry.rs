@@ -73,9 +73,9 @@ fn what_is_there_is_not_sent_again() {
         succeed(output);
         told
     };
-    assert_eq!(push(&names[0]).matches(": Pushed").count(), 3);
-    assert_eq!(push(&names[0]).matches("Layer already exists").count(), 3);
-    assert_eq!(push(&names[1]).matches("Mounted from one/app").count(), 3);
+    assert_eq!(push(&names[0]).matches(": Pushed").count(), 2);
+    assert_eq!(push(&names[0]).matches("Layer already exists").count(), 2);
+    assert_eq!(push(&names[1]).matches("Mounted from one/app").count(), 2);
     run(&Place::new(), &["pull", &names[1]]);
 }
 
@@ -399,11 +399,11 @@ fn check_finds_damage_and_repairs_it() {
         )
     };
 
-    for path in whole.iter().filter(|path| {
-        ["blobs", "layers", "rootfs"]
-            .iter()
-            .any(|kind| path.starts_with(kind))
-    }) {
+    for path in &whole {
+        // Of two names of an image, only one can be had again.
+        if path.ends_with("app/:1") && !path.contains("127.0.0.1") {
+            continue;
+        }
         let file = place.state().join("images").join(path);
         let sound = fs::read(&file).unwrap();
         let mut flipped = sound.clone();
@@ -413,7 +413,10 @@ fn check_finds_damage_and_repairs_it() {
             None => flipped.push(0),
         }
         let truncated = (!sound.is_empty()).then_some(Some(&sound[..sound.len() / 2]));
-        for damage in [Some(&flipped[..]), None].into_iter().chain(truncated) {
+        // That a name is gone nobody can see.
+        let gone = (!path.starts_with("names")).then_some(None);
+        let damages = [Some(&flipped[..])].into_iter().chain(gone);
+        for damage in damages.chain(truncated) {
             match damage {
                 Some(bytes) => fs::write(&file, bytes).unwrap(),
                 None => fs::remove_file(&file).unwrap(),

@@ -238,7 +238,14 @@ impl Read for Sent<'_> {
 /// Whether a failure may pass.
 pub(super) fn is_transient(error: &ureq::Error) -> bool {
     match error {
-        ureq::Error::Io(error) => error.kind() != io::ErrorKind::InvalidData,
+        // Nobody listens, or nothing leads there: a person finds out sooner than a retry.
+        ureq::Error::Io(error) => !matches!(
+            error.kind(),
+            io::ErrorKind::InvalidData
+                | io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkUnreachable
+        ),
         ureq::Error::Timeout(_) | ureq::Error::ConnectionFailed | ureq::Error::Protocol(_) => true,
         _ => false,
     }

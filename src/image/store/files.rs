@@ -12,6 +12,8 @@ use std::{
 use nix::fcntl::OFlag;
 use serde::{Serialize, de::DeserializeOwned};
 
+use crate::image::digest::Digest;
+
 /// A failed operation on a file of the store.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
@@ -24,7 +26,9 @@ pub enum FileError {
     Read(PathBuf, #[source] io::Error),
     #[error("{0} is larger than the {1} bytes that such a file may have")]
     TooLarge(PathBuf, u64),
-    #[error("{0} is damaged")]
+    #[error("{0} is damaged: run `pillbug system check --repair`")]
+    Record(PathBuf),
+    #[error("{0} is damaged: run `pillbug system check --repair`")]
     Damaged(PathBuf, #[source] serde_json::Error),
     #[error("cannot write {0}")]
     Write(PathBuf, #[source] io::Error),
@@ -92,18 +96,28 @@ pub fn read(file: &File, path: &Path, limit: u64) -> Result<Vec<u8>, FileError> 
     Ok(bytes)
 }
 
-/// One of the store's own small records.
+/// One of the store's own small records: a line of JSON, and a line with the digest of the first.
 pub fn read_record<T: DeserializeOwned>(file: &File, path: &Path) -> Result<T, FileError> {
     const MAX_RECORD: u64 = 1 << 20;
     let bytes = read(file, path, MAX_RECORD)?;
-    serde_json::from_slice(&bytes).map_err(|source| FileError::Damaged(path.into(), source))
+    let text = bytes.trim_ascii_end();
+    let end = text
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .unwrap_or_default();
+    let (json, digest) = (&text[..end], &text[end..]);
+    if digest.trim_ascii() != Digest::of(json).to_string().as_bytes() {
+        return Err(FileError::Record(path.into()));
+    }
+    serde_json::from_slice(json).map_err(|source| FileError::Damaged(path.into(), source))
 }
 
 /// Writes a record to the new file `path` and brings it to disk.
 pub fn write_record<T: Serialize>(path: &Path, record: &T) -> Result<(), FileError> {
-    let bytes =
-        serde_json::to_vec(record).map_err(|source| FileError::Damaged(path.into(), source))?;
-    write(path, &bytes)
+    let json =
+        serde_json::to_string(record).map_err(|source| FileError::Damaged(path.into(), source))?;
+    let digest = Digest::of(json.as_bytes());
+    write(path, format!("{json}\n{digest}\n").as_bytes())
 }
 
 /// Writes the new file `path` and brings it to disk.

@@ -143,7 +143,7 @@ impl Store {
     }
 
     /// The digests of everything of one kind.
-    pub(super) fn digests(&self, kind: Kind) -> Result<Vec<Digest>, StoreError> {
+    pub(crate) fn digests(&self, kind: Kind) -> Result<Vec<Digest>, StoreError> {
         let folder = self.root.join(kind.folder());
         let mut digests = Vec::new();
         for algorithm in files::list(&folder)? {

@@ -22,11 +22,14 @@ pub struct NameRecord {
     pub target: Digest,
 }
 
+/// A name and what its file says.
+pub(crate) type FoundName = (Reference, Result<NameRecord, FileError>);
+
 /// Deeper than the 255 bytes of a repository's name can go.
 const MAX_DEPTH: usize = 130;
 
 /// Where a name lies in the store. A digest pins the image, so a tag beside it has no say.
-pub(super) fn place(reference: &Reference) -> PathBuf {
+pub(crate) fn place(reference: &Reference) -> PathBuf {
     let leaf = match (reference.digest(), reference.tag()) {
         (Some(digest), _) => format!("@{digest}"),
         (None, tag) => format!(":{}", tag.unwrap_or_default()),
@@ -75,6 +78,13 @@ impl Store {
 
     /// Every name there is, sorted.
     pub(crate) fn names(&self) -> Result<Vec<(Reference, NameRecord)>, StoreError> {
+        let names = self.names_as_they_are()?.into_iter();
+        let names = names.map(|(name, record)| Ok((name, record?)));
+        names.collect()
+    }
+
+    /// Every name there is, sorted, each with what it means or why that cannot be told.
+    pub(crate) fn names_as_they_are(&self) -> Result<Vec<FoundName>, StoreError> {
         let mut names = Vec::new();
         for domain in files::list(&self.root.join("names"))? {
             self.names_below(&Path::new("names").join(&domain), &domain, 0, &mut names)?;
@@ -88,7 +98,7 @@ impl Store {
         folder: &Path,
         name: &str,
         depth: usize,
-        names: &mut Vec<(Reference, NameRecord)>,
+        names: &mut Vec<FoundName>,
     ) -> Result<(), StoreError> {
         let leaves = match files::list(&self.root.join(folder)) {
             // Its last name was removed meanwhile.
@@ -102,7 +112,7 @@ impl Store {
                     self.names_below(&path, &format!("{name}/{leaf}"), depth + 1, names)?;
                 }
             } else if let Ok(reference) = format!("{name}{leaf}").parse()
-                && let Some(record) = self.read_name(&path)?
+                && let Some(record) = self.read_name(&path).transpose()
             {
                 names.push((reference, record));
             }
@@ -117,6 +127,12 @@ impl Store {
             Err(error) if error.is_missing() => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Removes a name that means nothing.
+    pub(crate) fn discard_name(&self, reference: &Reference) -> Result<(), StoreError> {
+        let _lock = self.lock_exclusive()?;
+        self.remove_name(reference)
     }
 
     /// Removes a name and the folders that it leaves empty; under the exclusive lock.

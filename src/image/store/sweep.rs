@@ -57,7 +57,11 @@ impl Store {
         }
         // Its commit may have been halfway.
         if was_interrupted {
-            self.sweep(&lock)?;
+            match self.sweep(&lock) {
+                // What is needed cannot be told until that is repaired, for which the store must open.
+                Err(StoreError::File(FileError::Record(_) | FileError::Damaged(..))) => {}
+                swept => drop(swept?),
+            }
         }
         Ok(())
     }
