@@ -33,8 +33,9 @@ lint: ## format and lint checks
 lab: ## a shell on an emulated KVM host
 	@tests/lab/lab.sh
 
-bench: setup ## start times and memory, measured in the lab
+bench: setup ## start times, memory and images, measured, where it takes KVM in the lab
 	@tests/bench/run.sh
+	@tests/bench/images.sh
 
 install: all ## install to PREFIX (/usr/local)
 	install -D -m 755 target/release/pillbug $(DESTDIR)$(PREFIX)/bin/pillbug

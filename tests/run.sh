@@ -16,7 +16,7 @@ step "unit tests"
 # One at a time: a program that one test starts would hold, until it runs, the locks of another.
 $cargo test --workspace --no-fail-fast --quiet -- --test-threads=1 2>&1 | tee "$work/unit.log" || status=1
 
-step "the program, two kernels and three images"
+step "the program, two kernels and real images"
 $cargo build --release --quiet
 e2e=$($cargo test --release --test e2e --no-run --message-format=json 2> "$work/build.log" |
   jq -r 'select(.target.name? == "e2e" and .executable != null).executable') || { cat "$work/build.log"; exit 1; }
@@ -27,7 +27,7 @@ host_kernel=$(kernel-config/build.sh lab-host tests/lab/host.config)
 export PILLBUG_ROOT=$PWD/target/e2e/root PILLBUG_TEST_IMAGES=$PWD/target/e2e/images PILLBUG_KERNEL=$kernel/vmlinux
 rm -rf target/e2e
 mkdir -p "$PILLBUG_TEST_IMAGES"
-for image in busybox debian python; do
+for image in busybox debian python nginx redis postgresql openjdk; do
   folder=$(tests/images/build.sh $image)
   ln -s "$folder" "$PILLBUG_TEST_IMAGES/$image"
   target/release/pillbug load --quiet -i "$folder/oci"

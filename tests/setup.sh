@@ -13,6 +13,7 @@ needs=(
   mmdebstrap:mmdebstrap umoci:umoci skopeo:skopeo setfattr:attr      # images
   docker-registry:docker-registry podman:podman openssl:openssl      # registries, and what reads and writes them
   strace:strace unshare:util-linux                                   # faults
+  /usr/bin/time:time                                                 # benches
   mkfs.erofs:erofs-utils mke2fs:e2fsprogs setcap:libcap2-bin         # what is checked against
 )
 [ -n "${KERNEL_SOURCE:-}" ] || needs+=(/usr/src/linux-source-6.12.tar.xz:linux-source-6.12)

@@ -11,6 +11,7 @@ mod image;
 mod lifecycle;
 mod machine;
 mod process;
+mod real;
 mod sources;
 mod streams;
 mod terminal;

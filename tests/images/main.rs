@@ -8,6 +8,7 @@ mod load;
 mod login;
 mod peers;
 mod power;
+mod real;
 mod refused;
 mod registry;
 mod server;
