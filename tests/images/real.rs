@@ -114,7 +114,6 @@ fn real_images_come_and_go_with_skopeo_at_the_other_end() {
     for name in [
         "busybox",
         "smallfiles",
-        "debian",
         "python",
         "nginx",
         "postgresql",
@@ -137,6 +136,7 @@ fn real_images_come_and_go_with_skopeo_at_the_other_end() {
     );
 
     run(&here, &["rmi", &debian]);
+    round_trip("debian", &layout, &registry, &here, &there);
     assert!(here.content().is_empty(), "{:?}", here.content());
     assert!(run(&there, &["system", "check"]).contains("sound"));
 }
