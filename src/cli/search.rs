@@ -18,8 +18,8 @@ Examples:
   pillbug search --limit 3 -f is-official=true redis
   pillbug search localhost:5000/app                 at another registry; / alone for all of it
 
-Registries are searched where they offer Docker's search or the catalog of the distribution project; many public ones
-offer neither, and say so.
+Registries are searched where they offer Docker's search or the catalog of the distribution
+project; many public ones offer neither.
 Fields: .Name .Description .StarCount .IsOfficial";
 
 /// Search a registry for images

@@ -21,8 +21,9 @@ Examples:
   pillbug system df -v                                     each image and container
   pillbug system df --format '{{.Type}} {{.Reclaimable}}'
 
-An image takes more than `images` says: that is the root file system alone, this counts the layers as they came, too,
-which are kept for push and save. What several images share is counted once in the total.
+An image takes more than `images` says: that is the root file system alone, this counts the
+layers as they came, too, which are kept for push and save. What several images share is
+counted once in the total.
 Fields: .Type .TotalCount .Active .Size .Reclaimable";
 
 /// Show how much disk is taken
