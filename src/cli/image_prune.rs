@@ -71,8 +71,8 @@ pub fn run(arguments: &ImagePruneArgs) -> anyhow::Result<ExitCode> {
 
 /// Removes images that no container is made of and that pass the filters: those without a name, or `all`.
 pub fn prune(all: bool, filters: &[Filter]) -> anyhow::Result<Pruned> {
-    if let Some(filter) = filters.iter().find(|filter| !is_of_prune(filter)) {
-        bail!("{filter:?} says nothing of what to remove: use label=, label!= and until=");
+    if !filters.iter().all(is_of_prune) {
+        bail!("what to prune is said with the filters label=, label!= and until= only");
     }
     let store = super::image_store()?;
     let wanted = Wanted::new(filters, &store)?;
