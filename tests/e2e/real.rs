@@ -37,9 +37,6 @@ fn postgresql_becomes_its_own_user_and_says_what_is_missing() {
     let error = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
     let missing = "POSTGRES_PASSWORD: must be set to make a database";
     assert!(error.contains(missing), "{error}");
-    let version = output_of(["postgresql", "postgres", "--version"]);
-    assert!(
-        version.starts_with("postgres (PostgreSQL) 15."),
-        "{version}"
-    );
+    let version = output_of(["postgresql", "psql", "--version"]);
+    assert!(version.starts_with("psql (PostgreSQL) 15."), "{version}");
 }
