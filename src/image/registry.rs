@@ -6,6 +6,7 @@
 
 mod challenge;
 pub mod credentials;
+mod exchange;
 pub mod search;
 pub mod settings;
 mod token;
@@ -16,17 +17,15 @@ use std::{
     collections::HashMap,
     io::Read,
     sync::{Condvar, Mutex, PoisonError},
-    time::Duration,
 };
 
 use oci_spec::image::MediaType;
 use serde::Deserialize;
-use ureq::{Agent, Body, http::Response};
+use ureq::Agent;
 
 pub(crate) use self::upload::Arrival;
 use self::{
-    challenge::Challenge,
-    credentials::{Credential, CredentialError, Credentials},
+    credentials::{CredentialError, Credentials},
     settings::{Settings, SettingsError},
     transport::{Content, Line, Request},
 };
@@ -327,32 +326,6 @@ impl Repository<'_> {
         Ok(Box::new(reader))
     }
 
-    /// How a failed request or transfer that may be tried again is waited for; false when it has been tried often
-    /// enough, or is of no more use.
-    pub fn wait(&self, retry: u32, asked: Option<Duration>) -> bool {
-        let transfer = self.client.transfer();
-        if retry >= transfer.retries {
-            return false;
-        }
-        let is_over = self.is_over.lock().unwrap_or_else(PoisonError::into_inner);
-        let (is_over, _) = self
-            .is_over_changed
-            .wait_timeout_while(is_over, transfer.wait(retry, asked), |is_over| !*is_over)
-            .unwrap_or_else(PoisonError::into_inner);
-        !*is_over
-    }
-
-    /// Ends all waiting, now and later: one transfer has failed, and the others are of no use without it.
-    pub fn give_up(&self) {
-        *self.is_over.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.is_over_changed.notify_all();
-    }
-
-    /// Whether [`give_up`](Self::give_up) was called.
-    pub fn is_over(&self) -> bool {
-        *self.is_over.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// All tags of the repository, as "Listing Tags" of the distribution specification has it.
     pub fn tags(&self) -> Result<Vec<String>, RegistryError> {
         /// More than any repository has; a registry could go on for ever.
@@ -378,211 +351,5 @@ impl Repository<'_> {
             tags.extend(page.tags.unwrap_or_default());
         }
         Ok(tags)
-    }
-
-    fn url(&self, rest: &str) -> String {
-        format!("{}/v2/{}/{rest}", self.base, self.path)
-    }
-
-    fn name_of(&self, tag_or_digest: &str) -> String {
-        let separator = if tag_or_digest.contains(':') {
-            '@'
-        } else {
-            ':'
-        };
-        format!("{}/{}{separator}{tag_or_digest}", self.domain, self.path)
-    }
-
-    /// Sends a request until it is answered for good: logs in when that is asked for, waits and tries again when the
-    /// registry is busy or not reached.
-    fn send(&self, request: &Request<'_>, what: &str) -> Result<Response<Body>, RegistryError> {
-        let mut retry = 0;
-        let mut has_logged_in = false;
-        loop {
-            let authorization = self
-                .authorization
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone();
-            // Where a registry sends us for an upload may be another host, which has no business with the login.
-            let is_ours = request.url().starts_with(&format!("{}/", self.base));
-            let authorization = authorization.filter(|_| is_ours);
-            let (asked, error) = match request.send(&self.agent, authorization.as_deref()) {
-                Ok(response) => match response.status().as_u16() {
-                    401 if is_ours && !has_logged_in => {
-                        has_logged_in = true;
-                        self.log_in(&response, authorization.as_deref())?;
-                        continue;
-                    }
-                    429 => (
-                        transport::retry_after(&response),
-                        RegistryError::TooManyRequests {
-                            host: self.host.clone(),
-                        },
-                    ),
-                    500 | 502..=504 => (
-                        transport::retry_after(&response),
-                        self.status(response, what),
-                    ),
-                    _ => return Ok(response),
-                },
-                Err(source) => {
-                    let is_transient = transport::is_transient(&source);
-                    let error = RegistryError::Transport {
-                        host: self.host.clone(),
-                        source,
-                    };
-                    if !is_transient {
-                        return Err(error);
-                    }
-                    (None, error)
-                }
-            };
-            if !request.may_be_repeated() || !self.wait(retry, asked) {
-                return Err(error);
-            }
-            retry += 1;
-        }
-    }
-
-    /// Asks for the base of the registry as a user, which needs no repository.
-    fn try_login(&self, user: &str, password: &str) -> Result<(), RegistryError> {
-        let url = format!("{}/v2/", self.base);
-        let transport = |source| RegistryError::Transport {
-            host: self.host.clone(),
-            source,
-        };
-        let refused = || RegistryError::Login {
-            domain: self.domain.clone(),
-        };
-        let anonymous = Request::get(&url)
-            .send(&self.agent, None)
-            .map_err(transport)?;
-        if anonymous.status() != 401 {
-            return self.accept(anonymous, &[200], "a login").map(|_| ());
-        }
-        let credential = Credential::Password {
-            user: user.into(),
-            password: password.into(),
-        };
-        let authorization = self.token(&self.demand(&anonymous)?, Some(credential))?;
-        let answer = Request::get(&url)
-            .send(&self.agent, authorization.as_deref())
-            .map_err(transport)?;
-        match answer.status().as_u16() {
-            200 => Ok(()),
-            401 | 403 => Err(refused()),
-            _ => Err(self.status(answer, "a login")),
-        }
-    }
-
-    fn demand(&self, response: &Response<Body>) -> Result<Challenge, RegistryError> {
-        let headers = response.headers().get_all("www-authenticate");
-        let texts: Vec<&str> = headers
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .collect();
-        let demand = texts.join(", ");
-        Challenge::parse(&demand).ok_or_else(|| {
-            RegistryError::Challenge(self.host.clone(), demand.chars().take(200).collect())
-        })
-    }
-
-    /// Meets the demand of an answer 401. Where another thread has met it since `used` was sent, that is enough.
-    fn log_in(&self, response: &Response<Body>, used: Option<&str>) -> Result<(), RegistryError> {
-        let mut authorization = self
-            .authorization
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if authorization.as_deref() != used {
-            return Ok(());
-        }
-        let challenge = self.demand(response)?;
-        let credential = match &self.client.credentials {
-            Some(credentials) => {
-                credentials
-                    .get(&self.domain)
-                    .map_err(|source| RegistryError::Credentials {
-                        domain: self.domain.clone(),
-                        source,
-                    })?
-            }
-            None => None,
-        };
-        *authorization = self.token(&challenge, credential)?;
-        Ok(())
-    }
-
-    /// The response, or its error.
-    fn accept(
-        &self,
-        response: Response<Body>,
-        wanted: &[u16],
-        what: &str,
-    ) -> Result<Response<Body>, RegistryError> {
-        match self.check(&response, wanted, what) {
-            Err(RegistryError::Status { .. }) => Err(self.status(response, what)),
-            Err(error) => Err(error),
-            Ok(()) => Ok(response),
-        }
-    }
-
-    fn check(
-        &self,
-        response: &Response<Body>,
-        wanted: &[u16],
-        what: &str,
-    ) -> Result<(), RegistryError> {
-        let (host, domain) = (self.host.clone(), self.domain.clone());
-        match response.status().as_u16() {
-            status if wanted.contains(&status) => Ok(()),
-            401 | 403 => Err(RegistryError::Denied {
-                name: what.into(),
-                domain,
-            }),
-            404 => Err(RegistryError::NotFound(what.into())),
-            status => Err(RegistryError::Status {
-                host,
-                status,
-                what: what.into(),
-                detail: String::new(),
-            }),
-        }
-    }
-
-    /// An error with what the registry says about it.
-    fn status(&self, mut response: Response<Body>, what: &str) -> RegistryError {
-        let status = response.status().as_u16();
-        let detail = transport::error_text(&mut response)
-            .map_or_else(String::new, |text| format!(": {text}"));
-        RegistryError::Status {
-            host: self.host.clone(),
-            status,
-            what: what.into(),
-            detail,
-        }
-    }
-
-    fn read(
-        &self,
-        response: &mut Response<Body>,
-        limit: u64,
-        what: &str,
-    ) -> Result<Vec<u8>, RegistryError> {
-        let mut bytes = Vec::new();
-        response
-            .body_mut()
-            .as_reader()
-            .take(limit + 1)
-            .read_to_end(&mut bytes)
-            .map_err(|source| RegistryError::Read {
-                host: self.host.clone(),
-                what: what.into(),
-                source,
-            })?;
-        if bytes.len() as u64 > limit {
-            return Err(RegistryError::TooLarge { what: what.into() });
-        }
-        Ok(bytes)
     }
 }

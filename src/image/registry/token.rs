@@ -1,8 +1,13 @@
 //! Meeting a registry's demand for a login, as the distribution project's "Token Authentication" specifies it.
 
+use std::sync::PoisonError;
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Deserialize;
-use ureq::http::{Method, Uri, uri::Authority};
+use ureq::{
+    Body,
+    http::{Method, Response, Uri, uri::Authority},
+};
 
 use super::{
     Content, RegistryError, Repository, Request, challenge::Challenge, credentials::Credential,
@@ -21,6 +26,78 @@ struct Answer {
 }
 
 impl Repository<'_> {
+    /// Asks for the base of the registry as a user, which needs no repository.
+    pub(super) fn try_login(&self, user: &str, password: &str) -> Result<(), RegistryError> {
+        let url = format!("{}/v2/", self.base);
+        let transport = |source| RegistryError::Transport {
+            host: self.host.clone(),
+            source,
+        };
+        let refused = || RegistryError::Login {
+            domain: self.domain.clone(),
+        };
+        let anonymous = Request::get(&url)
+            .send(&self.agent, None)
+            .map_err(transport)?;
+        if anonymous.status() != 401 {
+            return self.accept(anonymous, &[200], "a login").map(|_| ());
+        }
+        let credential = Credential::Password {
+            user: user.into(),
+            password: password.into(),
+        };
+        let authorization = self.token(&self.demand(&anonymous)?, Some(credential))?;
+        let answer = Request::get(&url)
+            .send(&self.agent, authorization.as_deref())
+            .map_err(transport)?;
+        match answer.status().as_u16() {
+            200 => Ok(()),
+            401 | 403 => Err(refused()),
+            _ => Err(self.status(answer, "a login")),
+        }
+    }
+
+    fn demand(&self, response: &Response<Body>) -> Result<Challenge, RegistryError> {
+        let headers = response.headers().get_all("www-authenticate");
+        let texts: Vec<&str> = headers
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .collect();
+        let demand = texts.join(", ");
+        Challenge::parse(&demand).ok_or_else(|| {
+            RegistryError::Challenge(self.host.clone(), demand.chars().take(200).collect())
+        })
+    }
+
+    /// Meets the demand of an answer 401. Where another thread has met it since `used` was sent, that is enough.
+    pub(super) fn log_in(
+        &self,
+        response: &Response<Body>,
+        used: Option<&str>,
+    ) -> Result<(), RegistryError> {
+        let mut authorization = self
+            .authorization
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if authorization.as_deref() != used {
+            return Ok(());
+        }
+        let challenge = self.demand(response)?;
+        let credential = match &self.client.credentials {
+            Some(credentials) => {
+                credentials
+                    .get(&self.domain)
+                    .map_err(|source| RegistryError::Credentials {
+                        domain: self.domain.clone(),
+                        source,
+                    })?
+            }
+            None => None,
+        };
+        *authorization = self.token(&challenge, credential)?;
+        Ok(())
+    }
+
     /// The header that meets a demand; none where there is nothing to meet it with.
     pub(super) fn token(
         &self,
