@@ -1,7 +1,7 @@
-//! The host's end of the guest protocol: the control connection and the standard streams.
+//! The host's end of the guest protocol: the control connection, and which stream is which.
 //!
 //! Everything that arrives is from a guest that may be hostile: bounded, checked, and an error at most.
-//! Nothing here blocks on the guest but [`stream`]'s own threads.
+//! Nothing here waits for the guest but [`AgentClient::send`], and that not for long.
 
 pub mod stream;
 
@@ -69,9 +69,19 @@ impl AgentClient {
     ///
     /// # Errors
     ///
-    /// Where the agent is gone or reads nothing for ten seconds.
+    /// [`AgentError::Closed`] where the agent is gone, and an error where it reads nothing for ten seconds.
     pub fn send(&mut self, message: &HostMessage) -> Result<(), AgentError> {
-        Ok(self.connection.write_all(&frame::encode(message)?)?)
+        match self.connection.write_all(&frame::encode(message)?) {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                ) =>
+            {
+                Err(AgentError::Closed)
+            }
+            sent => Ok(sent?),
+        }
     }
 
     /// Reads once what has arrived (call it when the connection is readable), and returns the messages

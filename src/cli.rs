@@ -2,9 +2,15 @@
 //!
 //! Nothing outside this folder prints, parses arguments or chooses exit codes.
 
+mod attach;
 mod bench;
 mod completions;
+mod container_inspect;
+mod create;
 mod doctor;
+mod exec;
+mod filter;
+mod foreground;
 mod format;
 mod history;
 mod image_filter;
@@ -14,19 +20,24 @@ mod import;
 mod inspect;
 mod load;
 mod login;
+mod person;
 mod progress;
 mod ps;
 mod pull;
 mod push;
+mod rename;
 mod rm;
 mod rmi;
 mod run;
 mod save;
 mod search;
+mod start;
+mod stop;
 mod system_check;
 mod system_df;
 mod system_prune;
 mod tag;
+mod terminal;
 mod units;
 
 use std::{
@@ -41,6 +52,12 @@ use clap::{Parser, Subcommand};
 use comfy_table::{Table, presets};
 
 use crate::{
+    container::{
+        error::RunError,
+        name::Id,
+        state::Containers,
+        supervisor::{self, SUPERVISE},
+    },
     image::{reference::Reference, registry::settings::Settings, store::Store},
     sandbox::VMM_PROCESS,
     state_root,
@@ -65,9 +82,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    Run(Box<run::RunArgs>),
-    Ps(ps::PsArgs),
-    Rm(rm::RmArgs),
+    #[command(flatten)]
+    Containers(ContainerVerb),
     Doctor(doctor::DoctorArgs),
     Bench(bench::BenchArgs),
     Pull(pull::PullArgs),
@@ -84,10 +100,39 @@ enum Verb {
     Login(login::LoginArgs),
     Logout(login::LogoutArgs),
     #[command(subcommand)]
+    Container(ContainerGroup),
+    #[command(subcommand)]
     Image(ImageVerb),
     #[command(subcommand)]
     System(SystemVerb),
     Completions(completions::CompletionsArgs),
+}
+
+/// What is done to containers, also as `pillbug container VERB`.
+#[derive(Debug, Subcommand)]
+enum ContainerVerb {
+    Run(Box<run::RunArgs>),
+    Create(Box<create::CreateArgs>),
+    Start(start::StartArgs),
+    Stop(stop::StopArgs),
+    Restart(start::RestartArgs),
+    Kill(stop::KillArgs),
+    Wait(stop::WaitArgs),
+    Exec(exec::ExecArgs),
+    Attach(attach::AttachArgs),
+    #[command(visible_alias = "list", alias = "ls")]
+    Ps(ps::PsArgs),
+    Rm(rm::RmArgs),
+    Rename(rename::RenameArgs),
+}
+
+/// Manage containers
+#[derive(Debug, Subcommand)]
+enum ContainerGroup {
+    #[command(flatten)]
+    Verb(ContainerVerb),
+    Inspect(container_inspect::ContainerInspectArgs),
+    Prune(rm::PruneArgs),
 }
 
 /// Manage the state folder
@@ -119,9 +164,12 @@ enum ImageVerb {
 /// The whole command: parses the process's arguments, runs the verb, reports an error.
 #[must_use]
 pub fn main() -> ExitCode {
-    let mut arguments = std::env::args_os();
-    if arguments.nth(1).is_some_and(|verb| verb == *VMM_PROCESS) {
+    let verb = std::env::args_os().nth(1).unwrap_or_default();
+    if verb == VMM_PROCESS {
         return vmm_process();
+    }
+    if verb == SUPERVISE {
+        return supervisor::supervise();
     }
     command_line(std::env::args_os())
 }
@@ -148,9 +196,9 @@ fn command_line(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         }
     };
     let result = match verb {
-        Verb::Run(arguments) => run::run(*arguments),
-        Verb::Ps(arguments) => ps::run(&arguments),
-        Verb::Rm(arguments) => rm::run(&arguments),
+        Verb::Containers(verb) | Verb::Container(ContainerGroup::Verb(verb)) => container(verb),
+        Verb::Container(ContainerGroup::Inspect(arguments)) => container_inspect::run(&arguments),
+        Verb::Container(ContainerGroup::Prune(arguments)) => rm::prune(&arguments),
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Bench(arguments) => bench::run(arguments),
         Verb::Pull(arguments) | Verb::Image(ImageVerb::Pull(arguments)) => pull::run(&arguments),
@@ -181,6 +229,63 @@ fn command_line(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         report(&error);
         ExitCode::from(OWN_FAILURE)
     })
+}
+
+fn container(verb: ContainerVerb) -> anyhow::Result<ExitCode> {
+    match verb {
+        ContainerVerb::Run(arguments) => run::run(*arguments),
+        ContainerVerb::Create(arguments) => create::run(*arguments),
+        ContainerVerb::Start(arguments) => start::run(&arguments),
+        ContainerVerb::Stop(arguments) => stop::run(&arguments),
+        ContainerVerb::Restart(arguments) => start::restart(&arguments),
+        ContainerVerb::Kill(arguments) => stop::kill(&arguments),
+        ContainerVerb::Wait(arguments) => stop::wait(&arguments),
+        ContainerVerb::Exec(arguments) => exec::run(arguments),
+        ContainerVerb::Attach(arguments) => attach::run(arguments),
+        ContainerVerb::Ps(arguments) => ps::run(&arguments),
+        ContainerVerb::Rm(arguments) => rm::run(&arguments),
+        ContainerVerb::Rename(arguments) => rename::run(&arguments),
+    }
+}
+
+/// Does something to each container, and prints what it was called by; an error does not keep it from the others.
+fn each(
+    wanted: &[String],
+    action: impl Fn(&Containers, &Id) -> Result<(), RunError>,
+) -> anyhow::Result<ExitCode> {
+    each_printing(wanted, |containers, id, wanted| {
+        action(containers, id).map(|()| wanted.to_owned())
+    })
+}
+
+/// As [`each`], printing what comes out.
+fn each_printing(
+    wanted: &[String],
+    action: impl Fn(&Containers, &Id, &str) -> Result<String, RunError>,
+) -> anyhow::Result<ExitCode> {
+    let containers = Containers::open(&state_root::locate()?)?;
+    let mut code = ExitCode::SUCCESS;
+    for wanted in wanted {
+        let done = containers
+            .find(wanted)
+            .map_err(RunError::from)
+            .and_then(|id| action(&containers, &id, wanted));
+        match done {
+            Ok(text) => print(&format!("{text}\n"))?,
+            Err(error) => {
+                report(&error.into());
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(code)
+}
+
+/// Reports why a container does not run; the exit code that says so.
+fn failure(error: RunError) -> ExitCode {
+    let code = error.exit_code();
+    report(&error.into());
+    ExitCode::from(code)
 }
 
 /// This user's images.

@@ -3,14 +3,22 @@
 //! This is the one room that brings images, sandboxes and the agent together; those do not know of each
 //! other.
 
+pub mod attach;
 pub mod capability;
 mod create;
 pub mod error;
+pub mod launch;
+pub mod lifecycle;
+pub mod log;
 pub mod name;
 pub mod options;
 pub mod process;
-pub mod run;
+pub mod session;
+pub mod signal;
+pub mod spec;
 pub mod state;
+pub mod status;
+pub mod supervisor;
 pub mod timeline;
 
-pub use create::create_and_run;
+pub use create::create;

@@ -15,7 +15,10 @@ use super::{
 };
 use crate::{
     container::state::Containers,
-    image::store::{Pruned, Removed},
+    image::{
+        digest::Digest,
+        store::{Pruned, Removed},
+    },
     state_root,
 };
 
@@ -77,12 +80,12 @@ pub fn prune(all: bool, filters: &[Filter]) -> anyhow::Result<Pruned> {
     let store = super::image_store()?;
     let wanted = Wanted::new(filters, &store)?;
     let containers = Containers::open(&state_root::locate()?)?.list()?;
-    let used: HashSet<String> = containers
+    let used: HashSet<Digest> = containers
         .into_iter()
         .map(|container| container.spec.image_digest)
         .collect();
     Ok(store.prune(|image| {
-        let is_used = used.contains(&image.digest.to_string());
+        let is_used = used.contains(&image.digest);
         !is_used && (all || image.names.is_empty()) && wanted.has(image)
     })?)
 }

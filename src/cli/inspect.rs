@@ -1,12 +1,16 @@
-//! `pillbug inspect`: everything about images, as JSON in Docker's shape.
+//! `pillbug inspect` and `image inspect`: everything about containers and images, as JSON in Docker's shape.
 
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::format::Format;
-use crate::image::store::Description;
+use super::{container_inspect, format::Format};
+use crate::{
+    container::state::{Containers, StateError},
+    image::store::Description,
+    state_root,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,23 +35,54 @@ pub struct InspectArgs {
 #[command(after_help = EXAMPLES)]
 pub struct AnyInspectArgs {
     /// What it has to be
-    #[arg(long, value_enum, default_value_t = Kind::Image)]
-    r#type: Kind,
-    #[command(flatten)]
-    arguments: InspectArgs,
+    #[arg(long, value_enum)]
+    r#type: Option<Kind>,
+    /// 'json' for one line, or a Go template such as '{{.Id}}'
+    #[arg(short, long)]
+    format: Option<Format>,
+    /// Names or IDs; of a container and an image with the same, the container
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
 }
 
 /// What can be inspected.
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Kind {
+    Container,
     Image,
 }
 
-/// Inspects what there is of the kind that was asked for.
+/// Inspects what there is, of the kind that was asked for.
 pub fn run_any(arguments: &AnyInspectArgs) -> anyhow::Result<ExitCode> {
-    match arguments.r#type {
-        Kind::Image => run(&arguments.arguments),
+    let containers = Containers::open(&state_root::locate()?)?;
+    containers.sweep()?;
+    let mut code = ExitCode::SUCCESS;
+    let mut objects = Vec::new();
+    for name in &arguments.names {
+        match find(&containers, name, arguments.r#type) {
+            Ok(found) => objects.push(found),
+            Err(error) => {
+                super::report(&error);
+                code = ExitCode::FAILURE;
+            }
+        }
     }
+    super::print(&Format::objects(arguments.format.as_ref(), &objects)?)?;
+    Ok(code)
+}
+
+fn find(containers: &Containers, name: &str, kind: Option<Kind>) -> anyhow::Result<Value> {
+    if kind != Some(Kind::Image) {
+        match containers.find(name) {
+            Ok(id) => {
+                let record = containers.record(&id)?;
+                return Ok(container_inspect::object(containers, &record));
+            }
+            Err(StateError::NotFound(_)) if kind.is_none() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(object(&super::image_store()?.describe(name)?))
 }
 
 /// Prints an array with an object for each image there is, and tells which there are not.

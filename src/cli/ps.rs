@@ -6,25 +6,59 @@ use std::{
 };
 
 use clap::Args;
+use jiff::Timestamp;
+use serde_json::{Value, json};
 
-use super::{table, units};
+use super::{
+    filter::{Filter, Filters},
+    format::{Format, LIST_HELP},
+    units,
+};
 use crate::{
-    container::state::{Containers, Record, Status},
+    container::{
+        state::{Containers, Record},
+        status::Status,
+    },
     state_root,
 };
 
 const EXAMPLES: &str = "\
 Examples:
-  pillbug ps                     running containers
-  pillbug ps -a                  ended ones too
-  pillbug rm $(pillbug ps -aq)   remove all that have ended";
+  pillbug ps                                  running containers
+  pillbug ps -a                               ended ones too
+  pillbug ps -a --filter status=exited --filter label=team=web
+  pillbug ps --format '{{.ID}} {{.Names}}'    these fields only
+  pillbug ps --format json                    one object a line
+  pillbug rm $(pillbug ps -aq)                remove all that have ended
+
+Filters: id=, name=, label=NAME[=VALUE], status=created|running|exited, exited=CODE, ancestor=IMAGE. Of several of one
+kind one must match, labels all.
+Fields: ID, Image, Command, CreatedAt, RunningFor, State, Status, Names, Labels, Ports, Size.";
 
 /// Longest command that is shown unless --no-trunc is given, in characters.
 const SHOWN_COMMAND: usize = 20;
 
+const COLUMNS: [(&str, &str); 6] = [
+    ("ID", "CONTAINER ID"),
+    ("Image", "IMAGE"),
+    ("Command", "COMMAND"),
+    ("RunningFor", "CREATED"),
+    ("Status", "STATUS"),
+    ("Names", "NAMES"),
+];
+
+const HEADINGS: [(&str, &str); 5] = [
+    ("CreatedAt", "CREATED AT"),
+    ("State", "STATE"),
+    ("Labels", "LABELS"),
+    ("Ports", "PORTS"),
+    ("Size", "SIZE"),
+];
+
 /// List containers
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub struct PsArgs {
     /// Show containers that do not run, too
     #[arg(short, long)]
@@ -35,58 +69,85 @@ pub struct PsArgs {
     /// Print whole IDs and commands
     #[arg(long)]
     no_trunc: bool,
+    /// Show the container that was created last
+    #[arg(short, long)]
+    latest: bool,
+    /// Show this many containers that were created last
+    #[arg(short = 'n', long, value_name = "COUNT")]
+    last: Option<usize>,
+    /// Show only what matches
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    filter: Vec<Filter>,
+    #[arg(long, value_name = "FORMAT", default_value_t, help = LIST_HELP)]
+    format: Format,
 }
 
 /// Prints the list.
 pub fn run(arguments: &PsArgs) -> anyhow::Result<ExitCode> {
     let containers = Containers::open(&state_root::locate()?)?;
     let mut records = containers.list()?;
-    records.retain(|record| arguments.all || matches!(record.status, Status::Running { .. }));
-    if arguments.quiet {
-        for record in &records {
-            println!("{}", id(record, arguments));
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
-    let rows = records.iter().map(|record| {
-        vec![
-            id(record, arguments),
-            super::escape(&record.spec.image),
-            command(record, arguments),
-            format!("{} ago", age(record.spec.created)),
-            status(&record.status),
-            record.spec.name.clone(),
-        ]
+    let filters = Filters::new(&arguments.filter, &containers)?;
+    let last = arguments.last.or(arguments.latest.then_some(1));
+    let all = arguments.all || last.is_some() || filters.choose_status();
+    records.retain(|record| {
+        (all || matches!(record.status, Status::Running(_))) && filters.matches(record)
     });
-    println!(
-        "{}",
-        table(
-            &[
-                "CONTAINER ID",
-                "IMAGE",
-                "COMMAND",
-                "CREATED",
-                "STATUS",
-                "NAMES"
-            ],
-            rows
-        )
-    );
+    records.truncate(last.unwrap_or(usize::MAX));
+    super::print(&render(&records, arguments)?)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn id(record: &Record, arguments: &PsArgs) -> String {
+fn render(records: &[Record], arguments: &PsArgs) -> anyhow::Result<String> {
+    let lines = records
+        .iter()
+        .map(|record| line(record, arguments.no_trunc));
+    if arguments.quiet {
+        let ids = records.iter().map(|record| id(record, arguments.no_trunc));
+        return Ok(ids.map(|id| id + "\n").collect());
+    }
+    let lines: Vec<Value> = lines.collect();
+    arguments.format.list(&COLUMNS, &HEADINGS, &lines)
+}
+
+/// One container, with the names that Docker gives these fields.
+fn line(record: &Record, no_trunc: bool) -> Value {
+    let spec = &record.spec;
+    let created = Timestamp::try_from(spec.created).unwrap_or_default();
+    let labels: Vec<String> = spec
+        .labels
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    json!({
+        "ID": id(record, no_trunc),
+        "Image": super::escape(&spec.image),
+        "Command": command(record, no_trunc),
+        "CreatedAt": created.to_string(),
+        "RunningFor": format!("{} ago", age(spec.created)),
+        "State": record.status.word(),
+        "Status": status(&record.status),
+        "Names": spec.name,
+        "Labels": super::escape(&labels.join(",")),
+        "Ports": "",
+        "LocalVolumes": "0",
+        "Mounts": "",
+        "Networks": "",
+        "Size": "0B",
+    })
+}
+
+fn id(record: &Record, no_trunc: bool) -> String {
     let id = &record.spec.id;
-    if arguments.no_trunc {
+    if no_trunc {
         id.to_string()
     } else {
         id.short().into()
     }
 }
 
-fn command(record: &Record, arguments: &PsArgs) -> String {
-    let whole = super::escape(&record.spec.command.join(" ")).replace('\n', "\\n");
-    if arguments.no_trunc || whole.chars().count() <= SHOWN_COMMAND {
+fn command(record: &Record, no_trunc: bool) -> String {
+    let whole = super::escape(&record.spec.command().join(" ")).replace('\n', "\\n");
+    if no_trunc || whole.chars().count() <= SHOWN_COMMAND {
         return format!("\"{whole}\"");
     }
     let start: String = whole.chars().take(SHOWN_COMMAND - 1).collect();
@@ -95,9 +156,9 @@ fn command(record: &Record, arguments: &PsArgs) -> String {
 
 fn status(status: &Status) -> String {
     match status {
-        Status::Created => "Created".into(),
-        Status::Running { since: started, .. } => format!("Up {}", age(*started)),
-        Status::Exited { at, code, .. } => format!("Exited ({code}) {} ago", age(*at)),
+        Status::Created { .. } | Status::Starting => "Created".into(),
+        Status::Running(running) => format!("Up {}", age(running.since)),
+        Status::Exited(exited) => format!("Exited ({}) {} ago", exited.code, age(exited.at)),
     }
 }
 

@@ -10,8 +10,11 @@ use super::{
     image_filter, units,
 };
 use crate::{
-    container::state::{Containers, Record, Status},
-    image::{reference::Reference, store::Usage},
+    container::{
+        state::{Containers, Record},
+        status::Status,
+    },
+    image::{digest::Digest, reference::Reference, store::Usage},
     state_root,
 };
 
@@ -106,12 +109,11 @@ pub fn run(arguments: &DfArgs) -> anyhow::Result<ExitCode> {
             (record, bytes)
         })
         .collect();
-    let mut users: HashMap<&str, usize> = HashMap::new();
+    let mut users: HashMap<Digest, usize> = HashMap::new();
     for (record, _) in &records {
-        *users.entry(&record.spec.image_digest).or_default() += 1;
+        *users.entry(record.spec.image_digest).or_default() += 1;
     }
-    let usage =
-        super::image_store()?.usage(|image| users.contains_key(&*image.digest.to_string()))?;
+    let usage = super::image_store()?.usage(|image| users.contains_key(&image.digest))?;
     super::print(&if arguments.verbose {
         verbose(&usage, &records, &users, &arguments.format)?
     } else {
@@ -123,12 +125,12 @@ pub fn run(arguments: &DfArgs) -> anyhow::Result<ExitCode> {
 fn summary(
     usage: &Usage,
     records: &[(Record, u64)],
-    users: &HashMap<&str, usize>,
+    users: &HashMap<Digest, usize>,
     format: &Format,
 ) -> anyhow::Result<String> {
     let used = usage.images.iter();
-    let used = used.filter(|part| users.contains_key(&*part.image.digest.to_string()));
-    let is_running = |record: &Record| matches!(record.status, Status::Running { .. });
+    let used = used.filter(|part| users.contains_key(&part.image.digest));
+    let is_running = |record: &Record| matches!(record.status, Status::Running(_));
     let idle = records.iter().filter(|(record, _)| !is_running(record));
     let idle: u64 = idle.map(|(_, bytes)| bytes).sum();
     let running = records
@@ -159,7 +161,7 @@ fn summary(
 fn verbose(
     usage: &Usage,
     records: &[(Record, u64)],
-    users: &HashMap<&str, usize>,
+    users: &HashMap<Digest, usize>,
     format: &Format,
 ) -> anyhow::Result<String> {
     let images = usage.images.iter().map(|part| {
@@ -172,10 +174,7 @@ fn verbose(
             size: units::size(part.bytes),
             shared_size: units::size(part.shared),
             unique_size: units::size(part.bytes - part.shared),
-            containers: users
-                .get(&*part.image.digest.to_string())
-                .copied()
-                .unwrap_or(0),
+            containers: users.get(&part.image.digest).copied().unwrap_or(0),
         }
     });
     let containers = records.iter().map(|(record, bytes)| ContainerLine {

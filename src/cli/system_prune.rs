@@ -7,7 +7,10 @@ use jiff::Timestamp;
 
 use super::{image_filter::Filter, image_prune, units};
 use crate::{
-    container::state::{Containers, StateError, Status},
+    container::{
+        state::{Containers, StateError},
+        status::Status,
+    },
     state_root,
 };
 
@@ -52,7 +55,7 @@ pub fn run(arguments: &SystemPruneArgs) -> anyhow::Result<ExitCode> {
             .filters
             .iter()
             .all(|filter| filter.has(label, created));
-        if !is_wanted || matches!(record.status, Status::Running { .. }) {
+        if !is_wanted || matches!(record.status, Status::Running(_)) {
             continue;
         }
         let size = containers.disk_usage(&record.spec.id);

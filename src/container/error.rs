@@ -3,7 +3,7 @@
 use std::{fs, io, path::Path, time::Duration};
 
 use nix::errno::Errno;
-use protocol::StartStage;
+use protocol::{StartStage, frame::FrameError};
 use vmm::{Ending, probe::ProbeError};
 
 use super::{process::ProcessError, state::StateError};
@@ -62,6 +62,16 @@ pub enum RunError {
     PowerOff(Duration),
     #[error("killed")]
     Killed,
+    #[error("the guest agent goes on sending what nobody asked for")]
+    Silent,
+    #[error("cannot start or reach the container's supervisor")]
+    Launch(#[source] io::Error),
+    #[error("cannot talk to the container's supervisor")]
+    Session(#[from] FrameError),
+    #[error("the container's supervisor was killed")]
+    Lost,
+    #[error("{message}")]
+    Supervisor { message: String, code: u8 },
     #[error("interrupted by signal {signal} before the container's process had started")]
     Interrupted { signal: u8 },
 }
@@ -96,6 +106,7 @@ impl RunError {
                 ..
             } => 137,
             Self::Interrupted { signal } => 128 + (signal & 0x7f),
+            Self::Supervisor { code, .. } => *code,
             _ => 125,
         }
     }
@@ -119,6 +130,18 @@ impl RunError {
             error => error,
         }
     }
+}
+
+/// An error with all its causes, in one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
 }
 
 fn ending_text(ending: &Ending, log: &str) -> String {

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
 use protocol::{Mount, Resource, Rlimit, WindowSize};
 use vmm::VmConfig;
 
+use super::log::LogConfig;
+
 /// A request to create a container.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -44,6 +46,14 @@ pub struct Options {
     pub labels: BTreeMap<String, String>,
     /// Remove the container when it ends.
     pub remove: bool,
+    /// Nobody is attached when it starts.
+    pub detach: bool,
+    /// How its output is kept.
+    pub log: LogConfig,
+    /// What asks it to end, in place of the image's signal.
+    pub stop_signal: Option<u8>,
+    /// Seconds from there until it is killed; negative: never.
+    pub stop_timeout: Option<i64>,
     /// Connect standard input.
     pub interactive: bool,
     /// Give the process a terminal of this size.
@@ -52,6 +62,23 @@ pub struct Options {
     pub kernel: Option<PathBuf>,
     /// Where the guest kernel's serial console goes, for debugging.
     pub kernel_console: Option<PathBuf>,
+}
+
+/// A request to run another process in a container.
+#[derive(Debug, Clone, Default)]
+pub struct ExecOptions {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Changes to the container's environment, in order.
+    pub env: Vec<EnvChange>,
+    /// Replaces the container's user.
+    pub user: Option<String>,
+    /// Replaces the container's working directory.
+    pub working_directory: Option<String>,
+    /// Give the process a terminal of this size.
+    pub terminal: Option<WindowSize>,
+    /// All capabilities.
+    pub privileged: bool,
 }
 
 /// One change to the environment.

@@ -7,7 +7,9 @@ use protocol::{Capabilities, HostEntry, Process, Setup, Upper};
 
 use super::{
     capability::{self, UnknownCapability},
-    options::{EnvChange, Options},
+    options::{EnvChange, ExecOptions, Options},
+    signal::UnknownSignal,
+    spec::Spec,
 };
 
 /// `PATH` where the image sets none.
@@ -34,6 +36,8 @@ pub enum ProcessError {
     TooLong(usize),
     #[error(transparent)]
     Capability(#[from] UnknownCapability),
+    #[error("the image's stop signal cannot be used")]
+    StopSignal(#[from] UnknownSignal),
 }
 
 /// The process of a container whose host name is `hostname`.
@@ -57,6 +61,45 @@ pub fn process(image: &Config, options: &Options, hostname: &str) -> Result<Proc
         no_new_privileges: false,
         rlimits: options.ulimits.clone(),
         init: options.init,
+    };
+    check_strings(&process)?;
+    Ok(process)
+}
+
+/// A process that joins the container `spec`: in its environment and as its user, but for what `options` say. Limits and
+/// capabilities are the container's.
+///
+/// # Errors
+///
+/// [`ProcessError`], as above.
+pub fn exec(spec: &Spec, options: &ExecOptions) -> Result<Process, ProcessError> {
+    let container = &spec.process;
+    let mut env = Environment::of(&container.env);
+    if options.terminal.is_some() && container.terminal.is_none() {
+        env.set("TERM", Some("xterm"));
+    }
+    env.apply(&options.env);
+    let cwd = match options.working_directory.as_deref() {
+        None => container.cwd.clone(),
+        Some(path) if path.starts_with('/') => path.into(),
+        Some(path) => return Err(ProcessError::WorkingDirectory(path.into())),
+    };
+    let process = Process {
+        args: options.command.clone(),
+        env: env.into_strings(),
+        cwd,
+        user: options
+            .user
+            .clone()
+            .unwrap_or_else(|| container.user.clone()),
+        terminal: options.terminal,
+        capabilities: if options.privileged {
+            capability::all()
+        } else {
+            container.capabilities
+        },
+        init: false,
+        ..container.clone()
     };
     check_strings(&process)?;
     Ok(process)
@@ -105,35 +148,61 @@ pub fn arguments(image: &Config, options: &Options) -> Result<Vec<String>, Proce
 }
 
 fn environment(image: &Config, options: &Options, hostname: &str) -> Vec<String> {
-    let mut env = vec![("PATH".to_owned(), DEFAULT_PATH.to_owned())];
-    let mut set = |name: &str, value: Option<&str>| {
-        let position = env.iter().position(|(known, _)| known == name);
-        match (position, value) {
-            (Some(position), Some(value)) => env[position].1 = value.into(),
-            (Some(position), None) => drop(env.remove(position)),
-            (None, Some(value)) => env.push((name.into(), value.into())),
-            (None, None) => {}
-        }
-    };
-    set("HOSTNAME", Some(hostname));
+    let mut env = Environment(vec![("PATH".to_owned(), DEFAULT_PATH.to_owned())]);
+    env.set("HOSTNAME", Some(hostname));
     if options.terminal.is_some() {
-        set("TERM", Some("xterm"));
+        env.set("TERM", Some("xterm"));
     }
     for variable in image.env().iter().flatten() {
         // An entry without `=` is none that a process could read.
         if let Some((name, value)) = variable.split_once('=') {
-            set(name, Some(value));
+            env.set(name, Some(value));
         }
     }
-    for change in &options.env {
-        match change {
-            EnvChange::Set(name, value) => set(name, Some(value)),
-            EnvChange::Unset(name) => set(name, None),
+    env.apply(&options.env);
+    env.into_strings()
+}
+
+/// Variables in order, each once.
+struct Environment(Vec<(String, String)>);
+
+impl Environment {
+    fn of(strings: &[String]) -> Self {
+        let pairs = strings
+            .iter()
+            .filter_map(|variable| variable.split_once('='));
+        Self(
+            pairs
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect(),
+        )
+    }
+
+    fn set(&mut self, name: &str, value: Option<&str>) {
+        let position = self.0.iter().position(|(known, _)| known == name);
+        match (position, value) {
+            (Some(position), Some(value)) => self.0[position].1 = value.into(),
+            (Some(position), None) => drop(self.0.remove(position)),
+            (None, Some(value)) => self.0.push((name.into(), value.into())),
+            (None, None) => {}
         }
     }
-    env.into_iter()
-        .map(|(name, value)| format!("{name}={value}"))
-        .collect()
+
+    fn apply(&mut self, changes: &[EnvChange]) {
+        for change in changes {
+            match change {
+                EnvChange::Set(name, value) => self.set(name, Some(value)),
+                EnvChange::Unset(name) => self.set(name, None),
+            }
+        }
+    }
+
+    fn into_strings(self) -> Vec<String> {
+        self.0
+            .into_iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect()
+    }
 }
 
 fn working_directory(image: &Config, options: &Options) -> Result<String, ProcessError> {
@@ -279,5 +348,29 @@ mod tests {
             process(&image(), &options, "h"),
             Err(ProcessError::TooLong(_))
         ));
+    }
+
+    #[test]
+    fn a_joining_process_is_as_the_containers_but_for_what_is_asked() {
+        let mut spec = super::super::spec::example("web");
+        spec.process = merged(&Options {
+            user: Some("app".into()),
+            init: true,
+            ..Options::default()
+        });
+        let options = ExecOptions {
+            command: vec!["id".into()],
+            env: vec![EnvChange::Set("A".into(), "3".into())],
+            ..ExecOptions::default()
+        };
+        let joined = exec(&spec, &options).unwrap();
+        assert_eq!(joined.args, ["id"]);
+        assert_eq!(joined.env, ["PATH=/image", "HOSTNAME=host", "A=3"]);
+        assert_eq!((joined.user.as_str(), joined.init), ("app", false));
+        let options = ExecOptions {
+            working_directory: Some("x".into()),
+            ..ExecOptions::default()
+        };
+        assert!(exec(&spec, &options).is_err());
     }
 }

@@ -4,80 +4,37 @@
 //! containers/lock            held while names are given or taken away
 //! containers/names/NAME      the ID that has the name
 //! containers/by-id/ID/       one container:
-//!     spec.json              what it is; written once
+//!     spec.json              what it is; changed by `rename` alone
 //!     status.json            how it is: created, running, exited
-//!     lock                   held by the process that runs it
-//!     ...                    files of whoever runs it (disk, log)
+//!     lock                   held by its supervisor, or whoever is about to start one
+//!     ...                    its supervisor's files: disk, logs, socket
 //! ```
 //!
 //! A container is there when its folder is: it appears and goes by one rename. Whoever holds a
 //! container's lock runs it; one that is "running" while nobody holds its lock was orphaned, and whoever
 //! notices writes down its end.
 
+mod file;
+
 use std::{
-    collections::BTreeMap,
-    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
-    io::{self, Write},
-    os::unix::fs::DirBuilderExt,
+    fs::{self, DirBuilder, File, TryLockError},
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::DirBuilderExt,
+    },
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-
-use super::name::{self, Id, NameError};
+use super::{
+    name::{self, Id, NameError},
+    process::ProcessError,
+    spec::Spec,
+    status::Status,
+};
 use crate::state_root::{self, StateRootError};
-
-/// What a container is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Spec {
-    /// Its ID.
-    pub id: Id,
-    /// Its name.
-    pub name: String,
-    /// The image as the user named it.
-    pub image: String,
-    /// Digest of the image's manifest.
-    pub image_digest: String,
-    /// Program and arguments.
-    pub command: Vec<String>,
-    /// User's own data.
-    pub labels: BTreeMap<String, String>,
-    /// Virtual CPUs.
-    pub vcpus: u8,
-    /// Guest memory in bytes.
-    pub memory_bytes: u64,
-    /// Remove it when it ends.
-    pub remove: bool,
-    /// When it was created.
-    pub created: SystemTime,
-}
-
-/// How a container is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Status {
-    /// Not started yet.
-    Created,
-    /// Its VM runs.
-    Running {
-        /// Since when.
-        since: SystemTime,
-        /// Process ID of its VMM.
-        vmm_pid: u32,
-    },
-    /// It ended.
-    Exited {
-        /// When.
-        at: SystemTime,
-        /// Exit code in Docker's sense.
-        code: u8,
-        /// What went wrong, where the process did not just end.
-        error: Option<String>,
-    },
-}
-
-/// Exit code of a container whose end nobody saw: as if killed by SIGKILL.
-const ORPHANED: u8 = 137;
+use file::{failed, lock_error, open_lock, read_json, sync_folder, write_json};
 
 /// Why containers on disk cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -95,8 +52,12 @@ pub enum StateError {
     NotFound(String),
     #[error("{prefix:?} is the start of more than one container's ID")]
     Ambiguous { prefix: String },
-    #[error("container {0} is running: end it first")]
+    #[error("container {0} is running: stop it first, or use force")]
     Running(String),
+    #[error("container {0} is not running")]
+    NotRunning(String),
+    #[error(transparent)]
+    Process(#[from] ProcessError),
     #[error("cannot make a container ID")]
     Random(#[source] getrandom::Error),
     #[error("cannot {action} {path}")]
@@ -123,7 +84,7 @@ pub struct Containers {
 pub struct Container {
     spec: Spec,
     folder: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 /// A container as seen from outside.
@@ -150,7 +111,8 @@ impl Containers {
         Ok(Self { folder })
     }
 
-    /// Writes down a new container, with a made-up name where `name` is none, and holds it.
+    /// Writes down a new container with this status, with a made-up name where `name` is none, and holds
+    /// it.
     ///
     /// # Errors
     ///
@@ -159,7 +121,8 @@ impl Containers {
     pub fn create(
         &self,
         name: Option<&str>,
-        describe: impl FnOnce(Id, String) -> Spec,
+        status: &Status,
+        describe: impl FnOnce(Id, String) -> Result<Spec, ProcessError>,
     ) -> Result<Container, StateError> {
         let id = Id::random().map_err(StateError::Random)?;
         let _names = self.lock_names()?;
@@ -171,9 +134,9 @@ impl Containers {
             }
             None => self.free_name(&id)?,
         };
-        let spec = describe(id, name);
+        let spec = describe(id, name)?;
         let staging = self.folder.join(format!("new-{}", spec.id));
-        let container = self.write_new(&spec, &staging);
+        let container = self.write_new(&spec, status, &staging);
         if container.is_err() {
             // Best effort: what stays is swept by a later command.
             let _ = fs::remove_dir_all(&staging);
@@ -182,33 +145,38 @@ impl Containers {
         container
     }
 
-    fn write_new(&self, spec: &Spec, staging: &Path) -> Result<Container, StateError> {
+    fn write_new(
+        &self,
+        spec: &Spec,
+        status: &Status,
+        staging: &Path,
+    ) -> Result<Container, StateError> {
         DirBuilder::new()
             .mode(0o700)
             .create(staging)
-            .map_err(file("create", staging))?;
+            .map_err(failed("create", staging))?;
         let lock_path = staging.join("lock");
         let lock = open_lock(&lock_path)?;
         lock.try_lock()
             .map_err(|error| lock_error(error, &lock_path))?;
         let durable = !spec.remove;
         write_json(&staging.join("spec.json"), spec, durable)?;
-        write_json(&staging.join("status.json"), &Status::Created, durable)?;
+        write_json(&staging.join("status.json"), status, durable)?;
         // A name without a folder is free for the next one who wants it, so it comes first.
-        write_file(
+        file::write(
             &self.name_file(&spec.name),
             spec.id.as_str().as_bytes(),
             durable,
         )?;
         let folder = self.container_folder(&spec.id);
-        fs::rename(staging, &folder).map_err(file("create", &folder))?;
+        fs::rename(staging, &folder).map_err(failed("create", &folder))?;
         if durable {
             sync_folder(&self.folder.join("by-id"))?;
         }
         Ok(Container {
             spec: spec.clone(),
             folder,
-            _lock: lock,
+            lock,
         })
     }
 
@@ -283,14 +251,16 @@ impl Containers {
         let gone = self.folder.join(format!("old-{}", container.spec.id));
         {
             let _names = self.lock_names()?;
-            let has_name = self.named(&container.spec.name)?.as_ref() == Some(&container.spec.id);
-            fs::rename(&container.folder, &gone).map_err(file("remove", &container.folder))?;
+            // It may have another name by now.
+            let spec: Spec = read_json(&container.folder.join("spec.json"))?;
+            let has_name = self.named(&spec.name)?.as_ref() == Some(&spec.id);
+            fs::rename(&container.folder, &gone).map_err(failed("remove", &container.folder))?;
             if has_name {
-                let name = self.name_file(&container.spec.name);
-                fs::remove_file(&name).map_err(file("remove", &name))?;
+                let name = self.name_file(&spec.name);
+                fs::remove_file(&name).map_err(failed("remove", &name))?;
             }
         }
-        fs::remove_dir_all(&gone).map_err(file("remove", &gone))
+        fs::remove_dir_all(&gone).map_err(failed("remove", &gone))
     }
 
     /// Bytes of disk that a container takes; none where there is no such container.
@@ -310,7 +280,7 @@ impl Containers {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             name.starts_with("new-") || name.starts_with("old-")
         };
-        let entries = fs::read_dir(&self.folder).map_err(file("read", &self.folder))?;
+        let entries = fs::read_dir(&self.folder).map_err(failed("read", &self.folder))?;
         let leftovers: Vec<_> = entries
             .flatten()
             .map(|entry| entry.path())
@@ -334,51 +304,113 @@ impl Containers {
         let Ok(Record { spec, status }) = self.record(id) else {
             return Ok(());
         };
-        let ended = matches!(status, Status::Exited { .. });
-        if ended && !spec.remove {
+        let stays = match status {
+            Status::Created { .. } => true,
+            Status::Exited(_) => !spec.remove,
+            Status::Starting | Status::Running(_) => false,
+        };
+        if stays {
             return Ok(());
         }
         let Some(container) = self.hold(id)? else {
             return Ok(());
         };
-        if container.spec.remove {
-            return self.remove_held(container);
+        // It may have gone on until it was held.
+        let status = container.status()?;
+        match status.orphaned(SystemTime::now()) {
+            Some(end) if !spec.remove => container.set_status(&end),
+            None if !spec.remove && status != Status::Starting => Ok(()),
+            _ => self.remove_held(container),
         }
-        if let Status::Running { .. } = container.status()? {
-            let error = Some("the process that ran it was killed".to_owned());
-            container.set_status(&Status::Exited {
-                at: SystemTime::now(),
-                code: ORPHANED,
-                error,
-            })?;
-        }
-        Ok(())
+    }
+
+    /// Gives a container another name.
+    ///
+    /// # Errors
+    ///
+    /// As [`create`](Self::create), and where there is no such container.
+    pub fn rename(&self, id: &Id, name: &str) -> Result<(), StateError> {
+        name::check(name)?;
+        let _names = self.lock_names()?;
+        self.check_free(name)?;
+        let path = self.container_folder(id).join("spec.json");
+        let mut spec: Spec = read_json(&path)?;
+        let before = std::mem::replace(&mut spec.name, name.to_owned());
+        // Cut short between these, it has two names until it is removed.
+        file::write(&self.name_file(name), id.as_str().as_bytes(), !spec.remove)?;
+        write_json(&path, &spec, !spec.remove)?;
+        let before = self.name_file(&before);
+        fs::remove_file(&before).map_err(failed("remove", &before))
     }
 
     /// Takes the container's lock; `None` while somebody else has it.
-    fn hold(&self, id: &Id) -> Result<Option<Container>, StateError> {
-        let folder = self.container_folder(id);
-        let path = folder.join("lock");
-        let lock = match File::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(StateError::NotFound(id.short().into()));
-            }
-            opened => opened.map_err(file("open", &path))?,
-        };
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::NotFound`], or where its files cannot be read.
+    pub fn hold(&self, id: &Id) -> Result<Option<Container>, StateError> {
+        let (lock, path) = self.open_lock_of(id)?;
         match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(error) => return Err(lock_error(error, &path)),
+            Ok(()) => self.held(id, lock),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(error) => Err(lock_error(error, &path)),
         }
-        let spec = read_json(&folder.join("spec.json"))?;
-        Ok(Some(Container {
-            spec,
-            folder,
-            _lock: lock,
-        }))
     }
 
-    fn record(&self, id: &Id) -> Result<Record, StateError> {
+    /// Takes the lock of a container whose holder is about to let go of it.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::NotFound`] where it is removed before, or where its files cannot be read.
+    pub fn hold_soon(&self, id: &Id) -> Result<Container, StateError> {
+        let (lock, path) = self.open_lock_of(id)?;
+        lock.lock().map_err(failed("lock", &path))?;
+        self.held(id, lock)?
+            .ok_or_else(|| StateError::NotFound(id.short().into()))
+    }
+
+    fn open_lock_of(&self, id: &Id) -> Result<(File, PathBuf), StateError> {
+        let path = self.container_folder(id).join("lock");
+        match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(StateError::NotFound(id.short().into()))
+            }
+            opened => Ok((opened.map_err(failed("open", &path))?, path)),
+        }
+    }
+
+    /// The container that was just locked; `None` where it was removed between that and its opening.
+    fn held(&self, id: &Id, lock: File) -> Result<Option<Container>, StateError> {
+        let folder = self.container_folder(id);
+        match read_json(&folder.join("spec.json")) {
+            Ok(spec) => Ok(Some(Container { spec, folder, lock })),
+            Err(StateError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The container whose lock, held by another process until now, came over a socket.
+    ///
+    /// # Errors
+    ///
+    /// Where its files cannot be read.
+    pub fn adopt(&self, id: &Id, lock: OwnedFd) -> Result<Container, StateError> {
+        let folder = self.container_folder(id);
+        Ok(Container {
+            spec: read_json(&folder.join("spec.json"))?,
+            folder,
+            lock: lock.into(),
+        })
+    }
+
+    /// What a container is and how it was a moment ago.
+    ///
+    /// # Errors
+    ///
+    /// Where its files cannot be read.
+    pub fn record(&self, id: &Id) -> Result<Record, StateError> {
         let folder = self.container_folder(id);
         Ok(Record {
             spec: read_json(&folder.join("spec.json"))?,
@@ -388,7 +420,7 @@ impl Containers {
 
     fn ids(&self) -> Result<Vec<Id>, StateError> {
         let folder = self.folder.join("by-id");
-        let entries = fs::read_dir(&folder).map_err(file("read", &folder))?;
+        let entries = fs::read_dir(&folder).map_err(failed("read", &folder))?;
         let names = entries
             .flatten()
             .filter_map(|entry| entry.file_name().into_string().ok());
@@ -398,7 +430,7 @@ impl Containers {
     fn lock_names(&self) -> Result<File, StateError> {
         let path = self.folder.join("lock");
         let lock = open_lock(&path)?;
-        lock.lock().map_err(file("lock", &path))?;
+        lock.lock().map_err(failed("lock", &path))?;
         Ok(lock)
     }
 
@@ -428,7 +460,7 @@ impl Containers {
                 .ok()
                 .filter(|id| self.container_folder(id).is_dir())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(file("read", &path)(error)),
+            Err(error) => Err(failed("read", &path)(error)),
         }
     }
 
@@ -436,7 +468,9 @@ impl Containers {
         self.folder.join("names").join(name)
     }
 
-    fn container_folder(&self, id: &Id) -> PathBuf {
+    /// The folder of a container.
+    #[must_use]
+    pub fn container_folder(&self, id: &Id) -> PathBuf {
         self.folder.join("by-id").join(id.as_str())
     }
 }
@@ -463,95 +497,43 @@ impl Container {
         write_json(&self.folder.join("status.json"), status, !self.spec.remove)
     }
 
-    fn status(&self) -> Result<Status, StateError> {
+    /// How it was when it was last written down.
+    ///
+    /// # Errors
+    ///
+    /// Where the file cannot be read.
+    pub fn status(&self) -> Result<Status, StateError> {
         read_json(&self.folder.join("status.json"))
     }
-}
 
-fn open_lock(path: &Path) -> Result<File, StateError> {
-    let options = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .clone();
-    options.open(path).map_err(file("open", path))
-}
-
-fn lock_error(error: TryLockError, path: &Path) -> StateError {
-    let source = match error {
-        TryLockError::Error(source) => source,
-        TryLockError::WouldBlock => io::Error::from(io::ErrorKind::WouldBlock),
-    };
-    StateError::File {
-        action: "lock",
-        path: path.into(),
-        source,
+    /// Its lock, to be handed to whoever shall hold it from now on.
+    #[must_use]
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
     }
-}
-
-fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
-    move |source| StateError::File {
-        action,
-        path: path.into(),
-        source,
-    }
-}
-
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, StateError> {
-    let bytes = fs::read(path).map_err(file("read", path))?;
-    serde_json::from_slice(&bytes).map_err(|source| StateError::Damaged {
-        path: path.into(),
-        source,
-    })
-}
-
-fn write_json<T: Serialize>(path: &Path, value: &T, durable: bool) -> Result<(), StateError> {
-    let bytes = serde_json::to_vec(value).map_err(|source| StateError::Damaged {
-        path: path.into(),
-        source,
-    })?;
-    write_file(path, &bytes, durable)
-}
-
-/// New file, fsync, rename, fsync of the folder; the fsyncs only for what shall outlive a power cut.
-fn write_file(path: &Path, bytes: &[u8], durable: bool) -> Result<(), StateError> {
-    let staging = path.with_added_extension("new");
-    let mut new = File::create(&staging).map_err(file("create", &staging))?;
-    new.write_all(bytes).map_err(file("write", &staging))?;
-    if durable {
-        new.sync_all().map_err(file("write", &staging))?;
-    }
-    fs::rename(&staging, path).map_err(file("write", path))?;
-    match path.parent() {
-        Some(folder) if durable => sync_folder(folder),
-        _ => Ok(()),
-    }
-}
-
-fn sync_folder(folder: &Path) -> Result<(), StateError> {
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(file("write", folder))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{
+            spec::example,
+            status::{Exited, ORPHANED, Running},
+        },
+        *,
+    };
 
-    fn describe(remove: bool) -> impl Fn(Id, String) -> Spec {
-        move |id, name| Spec {
-            id,
-            name,
-            image: "busybox".into(),
-            image_digest: "sha256:00".into(),
-            command: vec!["true".into()],
-            labels: BTreeMap::new(),
-            vcpus: 1,
-            memory_bytes: 1 << 28,
-            remove,
-            created: SystemTime::now(),
+    fn describe(remove: bool) -> impl Fn(Id, String) -> Result<Spec, ProcessError> {
+        move |id, name| {
+            Ok(Spec {
+                id,
+                remove,
+                ..example(&name)
+            })
         }
     }
+
+    const CREATED: Status = Status::Created { error: None };
 
     fn state() -> (tempfile::TempDir, Containers) {
         let root = tempfile::tempdir().unwrap();
@@ -571,7 +553,9 @@ mod tests {
     #[test]
     fn a_container_is_found_by_name_id_and_prefix_until_it_is_removed() {
         let (_root, containers) = state();
-        let container = containers.create(Some("web"), describe(false)).unwrap();
+        let container = containers
+            .create(Some("web"), &CREATED, describe(false))
+            .unwrap();
         let id = container.spec().id.clone();
 
         assert_eq!(containers.find("web").unwrap(), id);
@@ -606,7 +590,7 @@ mod tests {
     fn a62_of_two_who_want_a_name_one_gets_it() {
         let (_root, containers) = state();
         let created: Vec<_> = std::thread::scope(|scope| {
-            let one = || containers.create(Some("web"), describe(false));
+            let one = || containers.create(Some("web"), &CREATED, describe(false));
             let threads: Vec<_> = (0..8).map(|_| scope.spawn(one)).collect();
             threads
                 .into_iter()
@@ -621,7 +605,7 @@ mod tests {
                 .all(|error| { matches!(error, StateError::NameTaken { .. }) })
         );
         assert!(matches!(
-            containers.create(Some("../x"), describe(false)),
+            containers.create(Some("../x"), &CREATED, describe(false)),
             Err(StateError::Name(_))
         ));
     }
@@ -629,12 +613,13 @@ mod tests {
     #[test]
     fn a51_an_orphan_gets_an_end_and_a_transient_one_goes() {
         let (_root, containers) = state();
-        let running = Status::Running {
+        let running = Status::Running(Running {
             since: SystemTime::now(),
+            supervisor_pid: 1,
             vmm_pid: 1,
-        };
-        let kept = containers.create(None, describe(false)).unwrap();
-        let transient = containers.create(None, describe(true)).unwrap();
+        });
+        let kept = containers.create(None, &CREATED, describe(false)).unwrap();
+        let transient = containers.create(None, &CREATED, describe(true)).unwrap();
         kept.set_status(&running).unwrap();
         transient.set_status(&running).unwrap();
         assert_eq!(statuses(&containers), [running.clone(), running]);
@@ -643,7 +628,7 @@ mod tests {
         drop((kept, transient));
         assert!(matches!(
             statuses(&containers)[..],
-            [Status::Exited { code: ORPHANED, .. }]
+            [Status::Exited(Exited { code: ORPHANED, .. })]
         ));
     }
 
@@ -657,13 +642,15 @@ mod tests {
 
         containers.sweep().unwrap();
         assert_eq!(fs::read_dir(&containers.folder).unwrap().count(), 3);
-        containers.create(Some("web"), describe(false)).unwrap();
+        containers
+            .create(Some("web"), &CREATED, describe(false))
+            .unwrap();
     }
 
     #[test]
     fn a_held_container_is_not_removed() {
         let (_root, containers) = state();
-        let container = containers.create(None, describe(false)).unwrap();
+        let container = containers.create(None, &CREATED, describe(false)).unwrap();
         let id = container.spec().id.clone();
         assert!(matches!(
             containers.remove(&id),
@@ -671,5 +658,39 @@ mod tests {
         ));
         drop(container);
         containers.remove(&id).unwrap();
+    }
+
+    #[test]
+    fn a51_what_run_was_about_to_start_goes_and_what_was_created_stays() {
+        let (_root, containers) = state();
+        let starting = containers.create(None, &Status::Starting, describe(false));
+        let created = containers.create(None, &CREATED, describe(true));
+        drop((starting, created));
+        assert_eq!(statuses(&containers), [CREATED]);
+    }
+
+    #[test]
+    fn a62_a_container_can_be_renamed_to_what_nobody_has() {
+        let (_root, containers) = state();
+        let one = containers
+            .create(Some("one"), &CREATED, describe(false))
+            .unwrap();
+        let id = one.spec().id.clone();
+        let other = containers.create(Some("other"), &CREATED, describe(false));
+        assert!(matches!(
+            containers.rename(&id, "other"),
+            Err(StateError::NameTaken { .. })
+        ));
+        assert!(matches!(
+            containers.rename(&id, "-x"),
+            Err(StateError::Name(_))
+        ));
+        containers.rename(&id, "first").unwrap();
+        assert_eq!(containers.find("first").unwrap(), id);
+        assert!(containers.find("one").is_err());
+        // Its holder does not know of it.
+        containers.remove_held(one).unwrap();
+        assert!(containers.find("first").is_err());
+        drop(other);
     }
 }

@@ -7,6 +7,7 @@
 mod bad_images;
 mod bad_input;
 mod command;
+mod detached;
 mod image;
 mod lifecycle;
 mod machine;

@@ -9,7 +9,7 @@ use nix::sys::{
 };
 
 use super::terminal;
-use crate::container::run::{Order, Orders};
+use crate::container::{attach::Orders, session::Order};
 
 /// Signals that are the container's. Those that stop and continue a job are this process's own.
 const FORWARDED: [Signal; 6] = [
@@ -32,11 +32,11 @@ pub struct Person {
 }
 
 impl Person {
-    /// Takes over the signals of the calling thread and of those it starts from now on. A change of
-    /// window size counts only with a `terminal`.
-    pub fn new(terminal: bool) -> anyhow::Result<Self> {
+    /// Takes over the signals of the calling thread and of those it starts from now on, where they are `forwarded`. A
+    /// change of window size counts only with a `terminal`.
+    pub fn new(terminal: bool, forwarded: bool) -> anyhow::Result<Self> {
         let mut mask = SigSet::empty();
-        for signal in FORWARDED {
+        for signal in FORWARDED.into_iter().filter(|_| forwarded) {
             mask.add(signal);
         }
         if terminal {

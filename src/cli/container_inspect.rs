@@ -1,0 +1,142 @@
+//! `pillbug container inspect`: everything about containers, as JSON in Docker's shape.
+
+use std::{process::ExitCode, time::SystemTime};
+
+use clap::Args;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::format::Format;
+use crate::{
+    container::{
+        log,
+        state::{Containers, Record},
+        status::Status,
+    },
+    state_root,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  pillbug container inspect web
+  pillbug inspect --format '{{.State.Status}} {{.State.ExitCode}}' web";
+
+/// Show everything about containers
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ContainerInspectArgs {
+    /// 'json' for one line, or a Go template such as '{{.State.Status}}'
+    #[arg(short, long)]
+    format: Option<Format>,
+    /// Names, IDs, or starts of IDs
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+/// Prints an array with an object for each container there is, and tells which there are not.
+pub fn run(arguments: &ContainerInspectArgs) -> anyhow::Result<ExitCode> {
+    let containers = Containers::open(&state_root::locate()?)?;
+    containers.sweep()?;
+    let mut code = ExitCode::SUCCESS;
+    let mut objects = Vec::new();
+    for name in &arguments.containers {
+        match containers.find(name).and_then(|id| containers.record(&id)) {
+            Ok(record) => objects.push(object(&containers, &record)),
+            Err(error) => {
+                super::report(&error.into());
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    super::print(&Format::objects(arguments.format.as_ref(), &objects)?)?;
+    Ok(code)
+}
+
+fn time(moment: Option<SystemTime>) -> String {
+    // What Docker shows where there is none.
+    let never = || "0001-01-01T00:00:00Z".into();
+    moment
+        .and_then(|moment| Timestamp::try_from(moment).ok())
+        .map_or_else(never, |moment| moment.to_string())
+}
+
+/// One container.
+pub fn object(containers: &Containers, record: &Record) -> Value {
+    let spec = &record.spec;
+    let folder = containers.container_folder(&spec.id);
+    let process = &spec.process;
+    let log_path = folder.join(log::FILE);
+    let logs = spec.streams.log.max_files > 0;
+    json!({
+        "Id": spec.id,
+        "Created": time(Some(spec.created)),
+        "Path": process.args.first(),
+        "Args": process.args.get(1..),
+        "State": state(&record.status),
+        "Image": spec.image_id,
+        "LogPath": if logs { log_path.to_string_lossy().into_owned() } else { String::new() },
+        "Name": format!("/{}", spec.name),
+        "RestartCount": 0,
+        "Driver": "erofs",
+        "Platform": "linux",
+        "HostConfig": {
+            "AutoRemove": spec.remove,
+            "NanoCpus": u64::from(spec.machine.vcpus) * 1_000_000_000,
+            "Memory": spec.machine.memory_bytes,
+            "Privileged": spec.setup.privileged,
+            "ReadonlyRootfs": spec.setup.read_only_root,
+            "ShmSize": spec.setup.shm_bytes,
+            "Init": process.init,
+            "LogConfig": {
+                "Type": if logs { "json-file" } else { "none" },
+                "Config": {
+                    "max-size": spec.streams.log.max_bytes.to_string(),
+                    "max-file": spec.streams.log.max_files.to_string(),
+                },
+            },
+        },
+        "Config": {
+            "Hostname": spec.setup.hostname,
+            "User": process.user,
+            "Tty": process.terminal.is_some(),
+            "OpenStdin": spec.streams.interactive,
+            "StdinOnce": spec.streams.stdin_once,
+            "Env": process.env,
+            "Cmd": process.args,
+            "Image": spec.image,
+            "WorkingDir": process.cwd,
+            "Labels": spec.labels,
+            "StopSignal": spec.stop.signal.to_string(),
+            "StopTimeout": spec.stop.timeout,
+        },
+    })
+}
+
+fn state(status: &Status) -> Value {
+    let (pid, since, at, code, oom_killed, error) = match status {
+        Status::Created { error } => (0, None, None, 0, false, error.clone()),
+        Status::Starting => (0, None, None, 0, false, None),
+        Status::Running(running) => (running.vmm_pid, Some(running.since), None, 0, false, None),
+        Status::Exited(exited) => (
+            0,
+            Some(exited.since),
+            Some(exited.at),
+            exited.code,
+            exited.oom_killed,
+            exited.error.clone(),
+        ),
+    };
+    json!({
+        "Status": status.word(),
+        "Running": matches!(status, Status::Running(_)),
+        "Paused": false,
+        "Restarting": false,
+        "OOMKilled": oom_killed,
+        "Dead": false,
+        "Pid": pid,
+        "ExitCode": code,
+        "Error": error.unwrap_or_default(),
+        "StartedAt": time(since),
+        "FinishedAt": time(at),
+    })
+}

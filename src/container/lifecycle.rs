@@ -1,0 +1,134 @@
+//! What is done to containers that exist: one function a verb. Each looks at the disk, talks to the supervisor where there
+//! is one, and leaves the rest to it.
+
+use std::path::Path;
+
+use super::{
+    error::RunError,
+    launch::{self, connect, wait_exit},
+    name::Id,
+    session::{Attach, Exec, Reply, Request, Session},
+    state::{Containers, StateError},
+    status::Status,
+    timeline::{Timeline, now_ns},
+};
+
+/// Starts a container that does not run, attached where that is asked for; `None` where it runs already.
+///
+/// # Errors
+///
+/// Where there is none, or no supervisor can be started. Whether its process runs, the session tells.
+pub fn start(
+    state_root: &Path,
+    containers: &Containers,
+    id: &Id,
+    attach: Option<Attach>,
+) -> Result<Option<Session>, RunError> {
+    let Some(container) = containers.hold(id)? else {
+        return Ok(None);
+    };
+    let timeline = Timeline {
+        command_ns: now_ns(),
+        ..Timeline::default()
+    };
+    launch::launch(state_root, container, attach, timeline).map(Some)
+}
+
+/// Asks a container to end, and waits until it has. One that does not run has.
+///
+/// # Errors
+///
+/// Where its supervisor cannot be talked to.
+pub fn stop(
+    containers: &Containers,
+    id: &Id,
+    signal: Option<u8>,
+    timeout: Option<i64>,
+) -> Result<(), RunError> {
+    match connect(containers, id, Request::Stop { signal, timeout })? {
+        Some(session) => end(session),
+        None => Ok(()),
+    }
+}
+
+/// Until a container has ended; one whose supervisor is killed has, too.
+fn end(mut session: Session) -> Result<(), RunError> {
+    match wait_exit(&mut session) {
+        Ok(_) | Err(RunError::Lost) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Sends a container's process a signal.
+///
+/// # Errors
+///
+/// [`StateError::NotRunning`].
+pub fn kill(containers: &Containers, id: &Id, signal: u8) -> Result<(), RunError> {
+    let Some(mut session) = connect(containers, id, Request::Signal(signal))? else {
+        return Err(StateError::NotRunning(id.short().into()).into());
+    };
+    match session.wait::<Reply>()? {
+        Some(_) => Ok(()),
+        None => Err(StateError::NotRunning(id.short().into()).into()),
+    }
+}
+
+/// Waits until a container does not run, and returns its exit code; 0 where it never ran.
+///
+/// # Errors
+///
+/// Where there is none, or it was removed meanwhile.
+pub fn wait(containers: &Containers, id: &Id) -> Result<u8, RunError> {
+    if let Some(mut session) = connect(containers, id, Request::Wait)? {
+        match wait_exit(&mut session) {
+            Err(RunError::Lost) => {}
+            code => return code,
+        }
+    }
+    containers.sweep()?;
+    Ok(match containers.record(id)?.status {
+        Status::Exited(exited) => exited.code,
+        _ => 0,
+    })
+}
+
+/// Removes a container; `force` ends it first where it runs.
+///
+/// # Errors
+///
+/// [`StateError::Running`] without `force`.
+pub fn remove(containers: &Containers, id: &Id, force: bool) -> Result<(), RunError> {
+    if !force {
+        return Ok(containers.remove(id)?);
+    }
+    if let Some(session) = connect(containers, id, Request::Kill)? {
+        end(session)?;
+    }
+    match containers.hold_soon(id) {
+        Ok(container) => Ok(containers.remove_held(container)?),
+        // It went by itself.
+        Err(StateError::NotFound(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Connects to the streams of a container that runs.
+///
+/// # Errors
+///
+/// [`StateError::NotRunning`].
+pub fn attach(containers: &Containers, id: &Id, attach: Attach) -> Result<Session, RunError> {
+    connect(containers, id, Request::Attach(attach))?
+        .ok_or_else(|| StateError::NotRunning(id.short().into()).into())
+}
+
+/// Runs another process in a container that runs.
+///
+/// # Errors
+///
+/// [`StateError::NotRunning`]. Whether the process runs, the session tells.
+pub fn exec(containers: &Containers, id: &Id, exec: Exec) -> Result<Session, RunError> {
+    connect(containers, id, Request::Exec(Box::new(exec)))?
+        .ok_or_else(|| StateError::NotRunning(id.short().into()).into())
+}

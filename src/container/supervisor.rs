@@ -1,0 +1,353 @@
+//! The supervisor: one small process for each container that runs. It holds the container's lock, its machine and
+//! the agent's connection; it keeps the logs, serves the commands that concern the container, and writes down its
+//! end. It outlives the command that started it, and the container does not outlive it.
+//!
+//! One thread, and one loop that waits for descriptors: see [`run`].
+
+mod clients;
+mod exec;
+mod run;
+mod streams;
+
+use std::{
+    fs::File,
+    io,
+    os::{fd::AsFd, unix::net::UnixListener},
+    path::PathBuf,
+    process::ExitCode,
+    time::SystemTime,
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+    },
+    unistd::setsid,
+};
+use protocol::Upper;
+
+use super::{
+    error::{RunError, chain, check_memory},
+    log::Log,
+    session::{FromCommand, Launch, Reply, Request, Session},
+    spec::Spec,
+    state::{Container, Containers},
+    status::{Exited, Status},
+    timeline::{Timeline, now_ns},
+};
+use crate::{
+    image::store::{Image, Store},
+    sandbox::{SandboxConfig, kernel},
+};
+use clients::Clients;
+use run::{Plan, Run};
+use streams::{End, Streams};
+
+pub use super::session::Outcome;
+
+/// First argument of a supervisor; whoever parses the command line hands over to it.
+pub const SUPERVISE: &str = "supervise";
+
+/// Name of the writable disk in the container's folder.
+pub const DISK: &str = "disk.ext4";
+
+/// Name of the listening socket in the container's folder.
+pub const SOCKET: &str = "socket";
+
+/// Name of the file for what this process and the VMM have to say.
+pub const LOG: &str = "vmm.log";
+
+/// Becomes the supervisor of the container that the command at the other end of standard input names.
+#[must_use]
+pub fn supervise() -> ExitCode {
+    // Whoever hangs up the user's terminal or presses Ctrl-C there does not mean this process.
+    let _ = setsid();
+    match session().and_then(Supervisor::take_over) {
+        Ok(supervisor) => {
+            let sessions = supervisor.supervise();
+            // Their end tells that this process is gone: it may not come before.
+            std::mem::forget(sessions);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("supervisor: {}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Why there is no supervisor.
+#[derive(Debug, thiserror::Error)]
+enum TakeOverError {
+    #[error("cannot talk to the command that started this")]
+    Session(#[from] protocol::frame::FrameError),
+    #[error("the command that started this said nothing of use")]
+    NoLaunch,
+    #[error("cannot set up")]
+    SetUp(#[from] io::Error),
+    #[error(transparent)]
+    State(#[from] super::state::StateError),
+}
+
+/// All that a supervisor holds whether its machine runs or not.
+#[derive(Debug)]
+struct Supervisor {
+    state_root: PathBuf,
+    containers: Containers,
+    container: Container,
+    listener: UnixListener,
+    signals: SignalFd,
+    clients: Clients,
+    streams: Streams,
+    timeline: Timeline,
+}
+
+/// Standard input, and nothing in its place: the session shall end when this lets go of it.
+fn session() -> Result<Session, TakeOverError> {
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?).map_err(io::Error::from)?;
+    Ok(Session::new(socket.into()))
+}
+
+impl Supervisor {
+    fn take_over(mut session: Session) -> Result<Self, TakeOverError> {
+        let Some(FromCommand::Request(Request::Launch(launch))) = session.wait()? else {
+            return Err(TakeOverError::NoLaunch);
+        };
+        let (Some(lock), Some(listener)) = (session.descriptor(), session.descriptor()) else {
+            return Err(TakeOverError::NoLaunch);
+        };
+        let Launch {
+            state_root,
+            id,
+            attach,
+            timeline,
+        } = launch;
+        let state_root = PathBuf::from(state_root);
+        let containers = Containers::open(&state_root)?;
+        let container = containers.adopt(&id, lock)?;
+        let listener = UnixListener::from(listener);
+        listener.set_nonblocking(true)?;
+        raise_file_limit();
+        let spec = container.spec();
+        let log = Log::open(container.folder(), spec.streams.log)?;
+        let mut streams = Streams::new(log, spec.streams.stdin_once);
+        let mut clients = Clients::default();
+        session.set_nonblocking(true)?;
+        clients.admit_launcher(session, attach, spec, &mut streams)?;
+        Ok(Self {
+            signals: signals()?,
+            state_root,
+            containers,
+            container,
+            listener,
+            clients,
+            streams,
+            timeline,
+        })
+    }
+
+    /// The container from its start to its end. What is left are sessions that were told of it.
+    fn supervise(mut self) -> Clients {
+        let before = self.container.status();
+        let started = SystemTime::now();
+        let result = self.plan().and_then(|plan| {
+            let mut run = Run::start(plan, &mut self)?;
+            run.serve()
+        });
+        self.timeline.gone_ns = now_ns();
+        self.streams.close_guest();
+        let written = self.write_down(&result, started, before.as_ref().ok());
+        let Self {
+            containers,
+            container,
+            listener,
+            mut clients,
+            mut streams,
+            timeline,
+            ..
+        } = self;
+        // Who asks from now on asks the disk. What was told to nobody yet is told after that is true.
+        drop(listener);
+        let _ = std::fs::remove_file(container.folder().join(SOCKET));
+        let removed = match written {
+            Ok(Fate::Stays) => {
+                drop(container);
+                Ok(())
+            }
+            Ok(Fate::Goes) => containers.remove_held(container),
+            Err(error) => Err(error),
+        };
+        let end = match (result, removed) {
+            (Ok(outcome), Ok(())) => Reply::Exited(Outcome {
+                timeline,
+                ..outcome
+            }),
+            (Ok(_), Err(error)) => failed(&error.into(), timeline),
+            (Err(error), _) => failed(&error, timeline),
+        };
+        clients.tell_end(&end);
+        deliver(&mut clients, &mut streams);
+        clients
+    }
+
+    /// What the machine is made of.
+    fn plan(&self) -> Result<Plan, RunError> {
+        let spec = self.container.spec();
+        check_memory(spec.machine.memory_bytes)?;
+        let kernel = kernel::find(spec.machine.kernel.as_deref())?;
+        let image = Store::open(&self.state_root)?.image(&spec.image_digest, None)?;
+        Ok(Plan {
+            sandbox: sandbox(spec, &self.container, &image, kernel),
+            setup: protocol::Setup {
+                upper: upper(spec),
+                ..spec.setup.clone()
+            },
+            process: spec.process.clone(),
+            image,
+        })
+    }
+
+    fn write_down(
+        &self,
+        result: &Result<Outcome, RunError>,
+        started: SystemTime,
+        before: Option<&Status>,
+    ) -> Result<Fate, super::state::StateError> {
+        let spec = self.container.spec();
+        let ran = self.timeline.exec_ns > 0;
+        let error = result.as_ref().err().map(|error| chain(error));
+        // What `run` made and never ran has nothing to be looked at afterwards.
+        if spec.remove || (!ran && before == Some(&Status::Starting)) {
+            return Ok(Fate::Goes);
+        }
+        let status = match (ran, before) {
+            (false, Some(before @ Status::Exited(_))) => before.clone(),
+            (false, _) => Status::Created { error },
+            (true, _) => Status::Exited(Exited {
+                since: started,
+                at: SystemTime::now(),
+                code: match result {
+                    Ok(outcome) => outcome.code,
+                    Err(error) => error.exit_code(),
+                },
+                oom_killed: result.as_ref().is_ok_and(|outcome| outcome.oom_killed),
+                error,
+            }),
+        };
+        self.container.set_status(&status)?;
+        Ok(Fate::Stays)
+    }
+}
+
+/// What becomes of a container that has ended.
+enum Fate {
+    Stays,
+    Goes,
+}
+
+fn failed(error: &RunError, timeline: Timeline) -> Reply {
+    Reply::Failed {
+        message: chain(error),
+        code: error.exit_code(),
+        timeline,
+    }
+}
+
+fn upper(spec: &Spec) -> Upper {
+    match spec.machine.disk_bytes {
+        None => Upper::Tmpfs { size_bytes: 0 },
+        Some(_) => Upper::Ext4 {
+            device: "/dev/vdb".into(),
+        },
+    }
+}
+
+fn sandbox(spec: &Spec, container: &Container, image: &Image, kernel: PathBuf) -> SandboxConfig {
+    let disk = spec.machine.disk_bytes;
+    SandboxConfig {
+        label: spec.id.short().into(),
+        vcpus: spec.machine.vcpus,
+        memory_bytes: spec.machine.memory_bytes,
+        kernel,
+        root: image.rootfs.parts.clone(),
+        disk: disk.map(|bytes| (container.folder().join(DISK), bytes)),
+        kernel_console: spec.machine.kernel_console.clone(),
+        log: container.folder().join(LOG),
+    }
+}
+
+/// Signals that mean the supervisor itself: the host is going down, or somebody looked for a process to end.
+fn signals() -> io::Result<SignalFd> {
+    let mut mask = SigSet::empty();
+    for signal in [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+    ] {
+        mask.add(signal);
+    }
+    mask.thread_block()?;
+    Ok(SignalFd::with_flags(
+        &mask,
+        SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC,
+    )?)
+}
+
+/// Each process in the container takes up to seven descriptors here.
+fn raise_file_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // Where it is refused there is room for fewer.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// Until everybody who is still attached has taken the last of the output, or gone.
+fn deliver(clients: &mut Clients, streams: &mut Streams) {
+    while streams.is_owed() {
+        clients.keep(|id| streams.owes(id));
+        let ready: Vec<(Waited, PollFlags)> = {
+            let (whats, mut descriptors): (Vec<_>, Vec<_>) = streams
+                .watched()
+                .map(|(end, descriptor, flags)| {
+                    (Waited::Stream(end), PollFd::new(descriptor, flags))
+                })
+                .chain(clients.sessions().map(|(id, session)| {
+                    (Waited::Client(id), PollFd::new(session, PollFlags::POLLIN))
+                }))
+                .unzip();
+            match poll(&mut descriptors, PollTimeout::NONE) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(_) => return,
+            }
+            whats
+                .into_iter()
+                .zip(&descriptors)
+                .filter_map(|(what, descriptor)| Some((what, descriptor.revents()?)))
+                .filter(|(_, flags)| !flags.is_empty())
+                .collect()
+        };
+        for (what, flags) in ready {
+            match what {
+                Waited::Stream(end) => streams.handle(end, flags),
+                // Orders come too late now; a session that is closed wants no more.
+                Waited::Client(id) => {
+                    if !clients.is_alive(id) {
+                        streams.detach(id);
+                        clients.forget(id);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Waited {
+    Stream(End),
+    Client(u32),
+}

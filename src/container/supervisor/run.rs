@@ -1,0 +1,393 @@
+//! One run of a container's machine, from its boot to its end: what the machine, the agent, the commands and the clock
+//! say, one thing at a time.
+
+mod commands;
+mod guest;
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    time::{Duration, Instant, SystemTime},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+use protocol::{HostMessage, Process, ProcessId, Setup, StreamToken};
+use vmm::probe::ProbeError;
+
+use super::{
+    super::{
+        error::RunError,
+        session::{Channel, Outcome},
+        status::{Running, Status},
+        timeline::now_ns,
+    },
+    Supervisor,
+    exec::Execs,
+    streams::End,
+};
+use crate::{
+    agent_client::{AgentClient, AgentError, stream::Unknown},
+    image::store::Image,
+    sandbox::{self, Sandbox, SandboxConfig},
+};
+
+/// A guest that is not ready by then makes the host look whether its KVM can run one at all.
+const DOUBT_AFTER: Duration = Duration::from_millis(600);
+
+/// How long a guest may take to report the end of a process that was killed, and to power off, before it is ended.
+const GUEST_LIMIT: Duration = Duration::from_secs(10);
+
+/// Signals that end a process which does nothing about them, and are sent for that: HUP, INT, QUIT, KILL, TERM.
+const ENDING: [u8; 5] = [1, 2, 3, 9, 15];
+
+/// The container's process.
+const FIRST: ProcessId = ProcessId(0);
+
+/// All that a run needs.
+#[derive(Debug)]
+pub struct Plan {
+    /// Its machine.
+    pub sandbox: SandboxConfig,
+    /// What surrounds its process.
+    pub setup: Setup,
+    /// Its process.
+    pub process: Process,
+    /// Kept in the store meanwhile.
+    pub image: Image,
+}
+
+/// One run.
+pub struct Run<'a> {
+    supervisor: &'a mut Supervisor,
+    sandbox: Sandbox,
+    agent: Option<AgentClient>,
+    agent_connected: bool,
+    unknown: Unknown,
+    expected: Vec<(StreamToken, ProcessId, Channel)>,
+    execs: Execs,
+    phase: Phase,
+    /// When a container that shall end is killed, and when its machine is ended.
+    kill_at: Option<Instant>,
+    end_at: Option<Instant>,
+    /// Host clock minus guest clock in nanoseconds.
+    clock_offset_ns: u64,
+    /// Whether what the guest wrote must reach a disk.
+    syncs: bool,
+    /// The machine has ended.
+    gone: bool,
+    _image: Image,
+}
+
+/// How far it is.
+enum Phase {
+    /// The agent has not come up.
+    Booting {
+        start: Box<(Setup, Process)>,
+        doubt: Option<Instant>,
+    },
+    /// The agent knows what to do.
+    Starting,
+    /// The container's process is executed.
+    Running,
+    /// It has ended, and there may be output of it under way.
+    Draining(Outcome),
+    /// The guest writes everything to its disk and powers off.
+    PoweringOff(Outcome),
+    /// All is done.
+    Over(Outcome),
+}
+
+/// Something that is waited for.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    Sandbox,
+    Agent,
+    Unknown,
+    Signals,
+    Listener,
+    Client(u32),
+    Stream(End),
+    Unread(ProcessId),
+}
+
+impl<'a> Run<'a> {
+    /// Starts the machine and writes down that it runs.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError`]; nothing runs then.
+    pub fn start(plan: Plan, supervisor: &'a mut Supervisor) -> Result<Self, RunError> {
+        let Plan {
+            sandbox: config,
+            setup,
+            process,
+            image,
+        } = plan;
+        let syncs = config.disk.is_some();
+        let sandbox = Sandbox::start(&config)?;
+        supervisor.timeline.spawned_ns = now_ns();
+        supervisor.container.set_status(&Status::Running(Running {
+            since: SystemTime::now(),
+            supervisor_pid: std::process::id(),
+            vmm_pid: sandbox.vmm_pid(),
+        }))?;
+        Ok(Self {
+            supervisor,
+            sandbox,
+            agent: None,
+            agent_connected: false,
+            unknown: Unknown::default(),
+            expected: Vec::new(),
+            execs: Execs::default(),
+            phase: Phase::Booting {
+                start: Box::new((setup, process)),
+                doubt: Some(Instant::now() + DOUBT_AFTER),
+            },
+            kill_at: None,
+            end_at: None,
+            clock_offset_ns: 0,
+            syncs,
+            gone: false,
+            _image: image,
+        })
+    }
+
+    /// Until its end.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError`], which knows its exit code.
+    pub fn serve(&mut self) -> Result<Outcome, RunError> {
+        let log = self.supervisor.container.folder().join(super::LOG);
+        loop {
+            match self.turn() {
+                Ok(()) => {}
+                Err(error) => return Err(error.with_log(&log)),
+            }
+            if let Phase::Over(outcome) = self.phase {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    fn turn(&mut self) -> Result<(), RunError> {
+        let deadline = self.deadline();
+        let ready = self.wait(deadline)?;
+        for (source, flags) in &ready {
+            match source {
+                // Last: what the agent said before counts, even if the machine is gone by now.
+                Source::Sandbox => {}
+                Source::Agent => self.hear_agent()?,
+                Source::Unknown => self.connect_streams()?,
+                Source::Signals => self.hear_signal()?,
+                Source::Listener => self.accept(),
+                Source::Client(id) => self.hear_client(*id)?,
+                Source::Stream(end) => self.supervisor.streams.handle(*end, *flags),
+                Source::Unread(id) => self.execs.discard(*id),
+            }
+        }
+        let from_sandbox = |source: &Source| matches!(source, Source::Sandbox);
+        if ready.iter().any(|(source, _)| from_sandbox(source)) {
+            self.hear_sandbox()?;
+        }
+        self.look_at_the_clock()?;
+        self.go_on(ready.is_empty())
+    }
+
+    /// From the end of the process to the end of the machine.
+    fn go_on(&mut self, idle: bool) -> Result<(), RunError> {
+        if let Phase::Draining(outcome) = self.phase {
+            // The agent connects a process's streams before it starts it, so by now each is at least waiting to
+            // be read; what is not there when nothing waits any more, never comes.
+            if idle {
+                self.supervisor.streams.give_up_expected();
+            }
+            if !self.supervisor.streams.outputs_ended() {
+                return Ok(());
+            }
+            if self.syncs && !self.gone {
+                self.tell_agent(&HostMessage::PowerOff)?;
+                self.end_at = Some(Instant::now() + GUEST_LIMIT);
+                self.phase = Phase::PoweringOff(outcome);
+            } else {
+                self.phase = Phase::Over(outcome);
+            }
+        }
+        Ok(())
+    }
+
+    /// When to look at the clock.
+    fn deadline(&self) -> Option<Instant> {
+        let doubt = match &self.phase {
+            Phase::Booting { doubt, .. } => *doubt,
+            // Once, without waiting: see `go_on`.
+            Phase::Draining(_) if self.supervisor.streams.is_expecting() => Some(Instant::now()),
+            _ => None,
+        };
+        [doubt, self.kill_at, self.end_at, self.execs.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn look_at_the_clock(&mut self) -> Result<(), RunError> {
+        let now = Instant::now();
+        let passed = |moment: Option<Instant>| moment.is_some_and(|moment| moment <= now);
+        if let Phase::Booting { doubt, .. } = &mut self.phase
+            && passed(*doubt)
+        {
+            *doubt = None;
+            examine_kvm()?;
+        }
+        if passed(self.end_at) {
+            return Err(match self.phase {
+                Phase::PoweringOff(_) => RunError::PowerOff(GUEST_LIMIT),
+                Phase::Draining(_) => RunError::Silent,
+                _ => RunError::Killed,
+            });
+        }
+        if passed(self.kill_at) {
+            self.kill_at = None;
+            self.signal(9)?;
+        }
+        for id in self.execs.overdue(now) {
+            self.fail_exec(id, "the guest agent does not answer", 125);
+        }
+        Ok(())
+    }
+
+    /// Waits for something to happen; what is ready, or nothing past the deadline.
+    fn wait(&self, deadline: Option<Instant>) -> Result<Vec<(Source, PollFlags)>, RunError> {
+        let supervisor = &*self.supervisor;
+        let read = PollFlags::POLLIN;
+        let mut watched: Vec<(Source, BorrowedFd<'_>, PollFlags)> = vec![
+            (Source::Signals, supervisor.signals.as_fd(), read),
+            (Source::Listener, supervisor.listener.as_fd(), read),
+        ];
+        if !self.gone {
+            watched.push((Source::Sandbox, self.sandbox.as_fd(), read));
+        }
+        watched.extend(
+            self.agent
+                .iter()
+                .map(|agent| (Source::Agent, agent.as_fd(), read)),
+        );
+        watched.extend(
+            self.unknown
+                .descriptors()
+                .map(|connection| (Source::Unknown, connection, read)),
+        );
+        watched.extend(
+            supervisor
+                .clients
+                .sessions()
+                .map(|(id, session)| (Source::Client(id), session, read)),
+        );
+        watched.extend(
+            supervisor
+                .streams
+                .watched()
+                .map(|(end, descriptor, flags)| (Source::Stream(end), descriptor, flags)),
+        );
+        watched.extend(
+            self.execs
+                .unread()
+                .map(|(id, stream)| (Source::Unread(id), stream, read)),
+        );
+        let mut descriptors: Vec<PollFd<'_>> = watched
+            .iter()
+            .map(|(_, descriptor, flags)| PollFd::new(*descriptor, *flags))
+            .collect();
+        match poll(&mut descriptors, timeout(deadline)) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok(Vec::new()),
+            Err(error) => return Err(RunError::Streams(error.into())),
+        }
+        let ready = watched.iter().zip(&descriptors);
+        Ok(ready
+            .map(|((source, ..), descriptor)| (*source, descriptor.revents()))
+            .map(|(source, flags)| (source, flags.unwrap_or(PollFlags::POLLERR)))
+            .filter(|(_, flags)| !flags.is_empty())
+            .collect())
+    }
+
+    fn hear_signal(&mut self) -> Result<(), RunError> {
+        // An error means that there is nothing to read after all.
+        match self.supervisor.signals.read_signal() {
+            Ok(Some(_)) => self.stop(None, None),
+            _ => Ok(()),
+        }
+    }
+
+    /// Begins to end the container.
+    fn stop(&mut self, signal: Option<u8>, timeout: Option<i64>) -> Result<(), RunError> {
+        let stop = self.supervisor.container.spec().stop;
+        let seconds = u64::try_from(timeout.unwrap_or(stop.timeout)).ok();
+        let signal = signal.unwrap_or(stop.signal);
+        if matches!(self.phase, Phase::Booting { .. } | Phase::Starting) {
+            return Err(RunError::Interrupted { signal });
+        }
+        self.signal(signal)?;
+        if self.end_at.is_none() {
+            let kill_at = seconds
+                .and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
+            self.kill_at = match (self.kill_at, kill_at) {
+                (Some(before), Some(now)) => Some(before.min(now)),
+                (before, now) => before.or(now),
+            };
+        }
+        Ok(())
+    }
+
+    /// Sends the container's process a signal.
+    fn signal(&mut self, signal: u8) -> Result<(), RunError> {
+        match self.phase {
+            // One that would not end a process by itself has nobody yet to be handled by.
+            Phase::Booting { .. } | Phase::Starting if ENDING.contains(&signal) => {
+                Err(RunError::Interrupted { signal })
+            }
+            Phase::Running => {
+                if signal == 9 && self.end_at.is_none() {
+                    self.end_at = Some(Instant::now() + GUEST_LIMIT);
+                }
+                self.tell_agent(&HostMessage::Signal { id: FIRST, signal })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn tell_agent(&mut self, message: &HostMessage) -> Result<(), RunError> {
+        let Some(agent) = &mut self.agent else {
+            return Ok(());
+        };
+        match agent.send(message) {
+            // The sandbox says why, presently.
+            Err(AgentError::Closed) => {
+                self.agent = None;
+                Ok(())
+            }
+            sent => Ok(sent?),
+        }
+    }
+}
+
+fn timeout(deadline: Option<Instant>) -> PollTimeout {
+    let Some(deadline) = deadline else {
+        return PollTimeout::NONE;
+    };
+    let left = deadline.saturating_duration_since(Instant::now());
+    // Rounded up, so as not to spin through the last millisecond.
+    let milliseconds = left.as_nanos().div_ceil(1_000_000);
+    PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
+}
+
+/// Looks whether this host's KVM can run a guest at all. One that is only slow, as on a host that is overloaded, may
+/// yet come to it.
+fn examine_kvm() -> Result<(), RunError> {
+    match vmm::probe::probe(sandbox::open_kvm()?) {
+        Ok(_) | Err(ProbeError::TooSlow { .. }) => Ok(()),
+        Err(error) => Err(RunError::Kvm(error)),
+    }
+}

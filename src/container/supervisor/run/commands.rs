@@ -1,0 +1,204 @@
+//! What commands ask of a container that runs.
+
+use std::os::{fd::AsFd, unix::net::UnixStream};
+
+use protocol::{HostMessage, ProcessId};
+
+use super::{
+    super::{
+        super::{
+            error::RunError,
+            log::Stream,
+            session::{Attach, Channel, Exec, FromCommand, Order, Reply, Request, Session},
+        },
+        Supervisor,
+        clients::Role,
+    },
+    FIRST, Phase, Run,
+};
+
+impl Run<'_> {
+    pub(super) fn accept(&mut self) {
+        // One that is gone already, or that there are no descriptors for, is not served.
+        if let Ok((socket, _)) = self.supervisor.listener.accept()
+            && socket.set_nonblocking(true).is_ok()
+        {
+            self.supervisor.clients.admit(Session::new(socket));
+        }
+    }
+
+    pub(super) fn hear_client(&mut self, id: u32) -> Result<(), RunError> {
+        let Some(messages) = self.supervisor.clients.read(id) else {
+            return self.lose_client(id);
+        };
+        for message in messages {
+            match message {
+                FromCommand::Request(request) => self.grant(id, request)?,
+                FromCommand::Order(order) => self.obey(id, order)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A session ended without a word.
+    pub(super) fn lose_client(&mut self, id: u32) -> Result<(), RunError> {
+        let role = self.supervisor.clients.role(id);
+        self.supervisor.clients.forget(id);
+        match role {
+            Role::Attached { owner } => {
+                self.supervisor.streams.detach(id);
+                if owner {
+                    return Err(RunError::Killed);
+                }
+            }
+            Role::Exec(process) => self.execs.abandon(process),
+            Role::None | Role::Waiting => {}
+        }
+        Ok(())
+    }
+
+    pub(super) fn grant(&mut self, id: u32, request: Request) -> Result<(), RunError> {
+        let supervisor = &mut *self.supervisor;
+        match request {
+            // Only ever the first of a supervisor's life.
+            Request::Launch(_) => supervisor.clients.forget(id),
+            Request::Attach(attach) => {
+                let Supervisor {
+                    clients,
+                    streams,
+                    container,
+                    ..
+                } = supervisor;
+                clients
+                    .attach(id, attach, container.spec(), streams)
+                    .map_err(RunError::Streams)?;
+                self.resize_for(attach)?;
+            }
+            Request::Exec(exec) => self.exec(id, *exec)?,
+            Request::Wait => supervisor.clients.set_role(id, Role::Waiting),
+            Request::Stop { signal, timeout } => {
+                supervisor.clients.set_role(id, Role::Waiting);
+                self.stop(signal, timeout)?;
+            }
+            Request::Signal(signal) => {
+                supervisor.clients.send(id, &Reply::Done, &[]);
+                self.signal(signal)?;
+            }
+            Request::Kill => {
+                supervisor.clients.set_role(id, Role::Waiting);
+                return Err(RunError::Killed);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn resize_for(&mut self, attach: Attach) -> Result<(), RunError> {
+        match (attach.size, &self.phase) {
+            (Some(size), Phase::Running) => {
+                self.tell_agent(&HostMessage::Resize { id: FIRST, size })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn obey(&mut self, id: u32, order: Order) -> Result<(), RunError> {
+        match (order, self.supervisor.clients.role(id)) {
+            (Order::Detach, Role::Attached { .. }) => {
+                self.supervisor.streams.detach(id);
+                self.supervisor.clients.forget(id);
+                Ok(())
+            }
+            (Order::Detach, Role::Exec(process)) => {
+                self.execs.detach(process);
+                self.supervisor.clients.forget(id);
+                Ok(())
+            }
+            (Order::Signal(signal), Role::Attached { .. }) => self.signal(signal),
+            (Order::Kill, Role::Attached { .. }) => Err(RunError::Killed),
+            (Order::Resize(size), Role::Attached { .. }) => match self.phase {
+                Phase::Running => self.tell_agent(&HostMessage::Resize { id: FIRST, size }),
+                _ => Ok(()),
+            },
+            (Order::Signal(signal), Role::Exec(id)) => {
+                self.tell_agent(&HostMessage::Signal { id, signal })
+            }
+            (Order::Kill, Role::Exec(id)) => {
+                self.tell_agent(&HostMessage::Signal { id, signal: 9 })
+            }
+            (Order::Resize(size), Role::Exec(id)) => {
+                self.tell_agent(&HostMessage::Resize { id, size })
+            }
+            (_, Role::None | Role::Waiting) => Ok(()),
+        }
+    }
+
+    pub(super) fn exec(&mut self, client: u32, exec: Exec) -> Result<(), RunError> {
+        if !matches!(self.phase, Phase::Running) {
+            let reply = Reply::Failed {
+                message: "the container is not running".into(),
+                code: 125,
+                timeline: self.supervisor.timeline,
+            };
+            self.supervisor.clients.send(client, &reply, &[]);
+            self.supervisor.clients.forget(client);
+            return Ok(());
+        }
+        let id = self.execs.add(client);
+        self.supervisor.clients.set_role(client, Role::Exec(id));
+        let has_terminal = exec.process.terminal.is_some();
+        let channels = [
+            (Channel::Input, exec.stdin),
+            (Channel::Output(Stream::Stdout), exec.output),
+            (
+                Channel::Output(Stream::Stderr),
+                exec.output && !has_terminal,
+            ),
+        ];
+        let channels: Vec<Channel> = channels
+            .into_iter()
+            .filter_map(|(channel, wanted)| wanted.then_some(channel))
+            .collect();
+        let stdio = self.expect(id, &channels)?;
+        self.tell_agent(&HostMessage::Start {
+            id,
+            process: Box::new(exec.process),
+            stdio,
+        })
+    }
+
+    /// Gives a stream of another process to the command that wants it, and keeps a copy.
+    pub(super) fn hand_on(&mut self, id: ProcessId, channel: Channel, connection: UnixStream) {
+        let Some(client) = self.execs.client(id) else {
+            // Detached before it was there: read by nobody else.
+            return self.execs.keep(id, channel, connection);
+        };
+        self.supervisor
+            .clients
+            .send(client, &Reply::Stream(channel), &[connection.as_fd()]);
+        self.execs.keep(id, channel, connection);
+    }
+
+    pub(super) fn reply_to_exec(&mut self, id: ProcessId, reply: &Reply) {
+        if let Some(client) = self.execs.client(id) {
+            self.supervisor.clients.send(client, reply, &[]);
+        }
+    }
+
+    pub(super) fn fail_exec(&mut self, id: ProcessId, message: &str, code: u8) {
+        let reply = Reply::Failed {
+            message: message.into(),
+            code,
+            timeline: self.supervisor.timeline,
+        };
+        self.reply_to_exec(id, &reply);
+        self.forget_exec(id);
+    }
+
+    pub(super) fn forget_exec(&mut self, id: ProcessId) {
+        if let Some(client) = self.execs.client(id) {
+            self.supervisor.clients.forget(client);
+        }
+        self.execs.remove(id);
+        self.expected.retain(|(_, of, _)| *of != id);
+    }
+}

@@ -1,0 +1,271 @@
+//! What the machine and the agent say.
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+use protocol::{AgentMessage, Exit, HostMessage, ProcessId, Stdio};
+use vmm::Ending;
+
+use super::{
+    super::super::{
+        error::RunError,
+        log::Stream,
+        session::{Channel, Outcome, Reply},
+        timeline::now_ns,
+    },
+    FIRST, GUEST_LIMIT, Phase, Run, examine_kvm,
+};
+use crate::{
+    agent_client::{AgentClient, AgentError, stream},
+    sandbox::SandboxEvent,
+};
+use std::{os::fd::AsFd, time::Instant};
+
+impl Run<'_> {
+    pub(super) fn hear_agent(&mut self) -> Result<(), RunError> {
+        let Some(agent) = &mut self.agent else {
+            return Ok(());
+        };
+        let messages = match agent.receive() {
+            Ok(messages) => messages,
+            // The sandbox says why, presently.
+            Err(AgentError::Closed) => {
+                self.agent = None;
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        for message in messages {
+            self.take_in(message)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn take_in(&mut self, message: AgentMessage) -> Result<(), RunError> {
+        match message {
+            AgentMessage::Ready {
+                started_ns,
+                ready_ns,
+                ..
+            } => self.start_container(started_ns, ready_ns),
+            AgentMessage::Started {
+                id: FIRST,
+                setup_ns,
+                exec_ns,
+            } => {
+                self.phase = Phase::Running;
+                self.supervisor.timeline.setup_ns = self.on_host(setup_ns);
+                self.supervisor.timeline.exec_ns = self.on_host(exec_ns);
+                self.supervisor.clients.tell_started();
+                Ok(())
+            }
+            AgentMessage::StartFailed {
+                id: FIRST,
+                stage,
+                errno,
+                subject,
+            } => Err(RunError::start(stage, errno, subject)),
+            AgentMessage::Exited {
+                id: FIRST,
+                exit,
+                oom_killed,
+            } => {
+                self.supervisor.timeline.exited_ns = now_ns();
+                self.supervisor.streams.drain();
+                self.kill_at = None;
+                // An agent that has more to send than it may have is none of ours.
+                self.end_at = Some(Instant::now() + GUEST_LIMIT);
+                self.phase = Phase::Draining(self.outcome(exit, oom_killed));
+                Ok(())
+            }
+            AgentMessage::Started { id, .. } => {
+                self.execs.started(id);
+                self.reply_to_exec(id, &Reply::Started);
+                Ok(())
+            }
+            AgentMessage::StartFailed {
+                id,
+                stage,
+                errno,
+                subject,
+            } => {
+                let error = RunError::start(stage, errno, subject);
+                self.fail_exec(id, &error.to_string(), error.exit_code());
+                Ok(())
+            }
+            AgentMessage::Exited {
+                id,
+                exit,
+                oom_killed,
+            } => {
+                // Its connections came before this, and their tokens with them.
+                self.hear_sandbox_now()?;
+                self.connect_streams()?;
+                let outcome = self.outcome(exit, oom_killed);
+                self.reply_to_exec(id, &Reply::Exited(outcome));
+                self.forget_exec(id);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn outcome(&self, exit: Exit, oom_killed: bool) -> Outcome {
+        Outcome {
+            code: match exit {
+                Exit::Code(code) => code,
+                Exit::Signal(signal) => 128 + (signal & 0x7f),
+            },
+            oom_killed,
+            timeline: self.supervisor.timeline,
+        }
+    }
+
+    /// The agent is ready: it is told what to run.
+    pub(super) fn start_container(
+        &mut self,
+        started_ns: u64,
+        ready_ns: u64,
+    ) -> Result<(), RunError> {
+        let Phase::Booting { start, .. } = std::mem::replace(&mut self.phase, Phase::Starting)
+        else {
+            return Err(AgentError::Unexpected("Ready").into());
+        };
+        let (setup, process) = *start;
+        self.clock_offset_ns = now_ns().saturating_sub(ready_ns);
+        self.supervisor.timeline.agent_ns = self.on_host(started_ns);
+        self.supervisor.timeline.ready_ns = self.on_host(ready_ns);
+        let mut channels = vec![Channel::Output(Stream::Stdout)];
+        if process.terminal.is_none() {
+            channels.push(Channel::Output(Stream::Stderr));
+        }
+        if self.supervisor.container.spec().streams.interactive {
+            channels.push(Channel::Input);
+        }
+        for channel in &channels {
+            if let Channel::Output(stream) = channel {
+                self.supervisor.streams.expect(*stream);
+            }
+        }
+        self.tell_agent(&HostMessage::Setup(setup))?;
+        let stdio = self.expect(FIRST, &channels)?;
+        self.tell_agent(&HostMessage::Start {
+            id: FIRST,
+            process: Box::new(process),
+            stdio,
+        })
+    }
+
+    /// Tokens for the streams of a process.
+    pub(super) fn expect(
+        &mut self,
+        id: ProcessId,
+        channels: &[Channel],
+    ) -> Result<Stdio, RunError> {
+        let mut stdio = Stdio {
+            stdin: None,
+            stdout: None,
+            stderr: None,
+        };
+        for channel in channels {
+            let token = stream::token().map_err(|error| RunError::Streams(error.into()))?;
+            self.expected.push((token, id, *channel));
+            let place = match channel {
+                Channel::Input => &mut stdio.stdin,
+                Channel::Output(Stream::Stdout) => &mut stdio.stdout,
+                Channel::Output(Stream::Stderr) => &mut stdio.stderr,
+            };
+            *place = Some(token);
+        }
+        Ok(stdio)
+    }
+
+    /// A moment of the guest's clock on the host's, never after now: the guest only says so.
+    pub(super) fn on_host(&self, guest_ns: u64) -> u64 {
+        self.clock_offset_ns.saturating_add(guest_ns).min(now_ns())
+    }
+
+    pub(super) fn connect_streams(&mut self) -> Result<(), RunError> {
+        for (token, connection) in self.unknown.identify() {
+            // A connection that nobody asked for is dropped.
+            let position = self.expected.iter().position(|(known, ..)| *known == token);
+            let Some(position) = position else { continue };
+            let (_, id, channel) = self.expected.swap_remove(position);
+            if id == FIRST {
+                self.supervisor
+                    .streams
+                    .connect(channel, connection)
+                    .map_err(RunError::Streams)?;
+            } else {
+                self.hand_on(id, channel, connection);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in what the machine has said so far, without waiting.
+    pub(super) fn hear_sandbox_now(&mut self) -> Result<(), RunError> {
+        while !self.gone {
+            let mut watched = [PollFd::new(self.sandbox.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut watched, PollTimeout::ZERO) {
+                Ok(0) => return Ok(()),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(RunError::Streams(error.into())),
+            }
+            self.hear_sandbox()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn hear_sandbox(&mut self) -> Result<(), RunError> {
+        match self.sandbox.next_event()? {
+            SandboxEvent::Running {
+                process_started_ns,
+                built_ns,
+            } => {
+                self.supervisor.timeline.vmm_ns = process_started_ns;
+                self.supervisor.timeline.built_ns = built_ns;
+            }
+            SandboxEvent::Connected {
+                port: protocol::STREAM_PORT,
+                stream,
+            } => self.unknown.add(stream).map_err(RunError::Streams)?,
+            SandboxEvent::Connected {
+                port: protocol::CONTROL_PORT,
+                stream,
+            } if !self.agent_connected => {
+                self.agent_connected = true;
+                self.agent = Some(AgentClient::new(stream)?);
+            }
+            // Only the first control connection is the agent's: it is there before any other program.
+            SandboxEvent::Connected { .. } => {}
+            SandboxEvent::Ended(ending) => return self.end(ending),
+        }
+        Ok(())
+    }
+
+    pub(super) fn end(&mut self, ending: Ending) -> Result<(), RunError> {
+        match (&self.phase, ending) {
+            (Phase::PoweringOff(outcome), Ending::PowerOff) => {
+                self.phase = Phase::Over(*outcome);
+                Ok(())
+            }
+            // Without a disk nothing is lost: what was said before the end is with the streams already, and they end
+            // with the machine's process.
+            (Phase::Draining(_), _) if !self.syncs => {
+                self.gone = true;
+                self.supervisor.streams.give_up_expected();
+                Ok(())
+            }
+            (phase, ending) => {
+                if matches!(phase, Phase::Booting { .. }) {
+                    examine_kvm()?;
+                }
+                Err(RunError::Ended {
+                    ending,
+                    log: String::new(),
+                })
+            }
+        }
+    }
+}
