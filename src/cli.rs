@@ -20,6 +20,7 @@ mod import;
 mod inspect;
 mod load;
 mod login;
+mod logs;
 mod person;
 mod progress;
 mod ps;
@@ -119,6 +120,7 @@ enum ContainerVerb {
     Kill(stop::KillArgs),
     Wait(stop::WaitArgs),
     Exec(exec::ExecArgs),
+    Logs(logs::LogsArgs),
     Attach(attach::AttachArgs),
     #[command(visible_alias = "list", alias = "ls")]
     Ps(ps::PsArgs),
@@ -241,6 +243,7 @@ fn container(verb: ContainerVerb) -> anyhow::Result<ExitCode> {
         ContainerVerb::Kill(arguments) => stop::kill(&arguments),
         ContainerVerb::Wait(arguments) => stop::wait(&arguments),
         ContainerVerb::Exec(arguments) => exec::run(arguments),
+        ContainerVerb::Logs(arguments) => logs::run(&arguments),
         ContainerVerb::Attach(arguments) => attach::run(arguments),
         ContainerVerb::Ps(arguments) => ps::run(&arguments),
         ContainerVerb::Rm(arguments) => rm::run(&arguments),

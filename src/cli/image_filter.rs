@@ -87,7 +87,7 @@ impl Filter {
 }
 
 /// A time as a date, a time of UTC or of a given offset, seconds since 1970, or how long ago (`24h`, `1h30m`).
-fn moment(text: &str) -> anyhow::Result<Timestamp> {
+pub fn moment(text: &str) -> anyhow::Result<Timestamp> {
     if let Ok(seconds) = text.parse() {
         return Ok(Timestamp::from_second(seconds)?);
     }

@@ -8,6 +8,8 @@
 //! `log.json` is the newest file, `log.json.1` the one before. A line without its end is kept back until the end comes,
 //! the stream ends, or it has 16 KiB: then it is written in pieces, of which only the last ends with a newline.
 
+mod reader;
+
 use std::{
     fs::{self, File, OpenOptions},
     io,
@@ -17,6 +19,8 @@ use std::{
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+pub use reader::{LogReader, LogWatch};
 
 /// Name of the newest file in the container's folder.
 pub const FILE: &str = "log.json";
