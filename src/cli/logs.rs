@@ -109,7 +109,7 @@ pub fn run(arguments: &LogsArgs) -> anyhow::Result<ExitCode> {
 /// What is asked for of what there is now. Without a count it is printed at once.
 fn tail(reader: &mut LogReader, arguments: &LogsArgs) -> io::Result<VecDeque<Entry>> {
     let mut last = VecDeque::new();
-    while let Some(entry) = reader.next()? {
+    while let Some(entry) = reader.read()? {
         if !is_wanted(&entry, arguments) {
             continue;
         }
@@ -144,7 +144,7 @@ fn follow(
         let ended = watched[1].any() == Some(true);
         watch.clear();
         loop {
-            match reader.next() {
+            match reader.read() {
                 Ok(Some(entry)) if is_wanted(&entry, arguments) => put(&entry, arguments)?,
                 Ok(Some(_)) => {}
                 Ok(None) => break,

@@ -23,6 +23,9 @@ fn listed(name: &str, fields: &str) -> String {
 
 #[test]
 fn a50_a_service_is_started_used_stopped_and_started_again() {
+    // The first disk makes the template of all others, which stays.
+    told(&["create", "--name", "first", "busybox"]);
+    told(&["rm", "first"]);
     let before = traces(&state_root());
     let folder = TempDir::new().expect("a temporary folder");
     let cidfile = folder.path().join("cid");
@@ -92,6 +95,8 @@ fn a50_a_service_is_started_used_stopped_and_started_again() {
     told(&["start", "site"]);
 
     assert_eq!(told(&["stop", "site"]), "site\n");
+    assert_eq!(told(&["logs", "site"]), "up\nbye\n");
+    assert_eq!(told(&["logs", "-n", "1", "site"]), "bye\n");
     assert_eq!(
         told(&[
             "inspect",

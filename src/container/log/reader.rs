@@ -48,7 +48,7 @@ impl LogReader {
     /// # Errors
     ///
     /// Where a file cannot be read. What is no entry is passed over.
-    pub fn next(&mut self) -> io::Result<Option<Entry>> {
+    pub fn read(&mut self) -> io::Result<Option<Entry>> {
         loop {
             if self.file.is_none() && !self.open_next()? {
                 return Ok(None);
@@ -198,7 +198,7 @@ mod tests {
     };
 
     fn all(reader: &mut LogReader) -> Vec<String> {
-        std::iter::from_fn(|| reader.next().unwrap())
+        std::iter::from_fn(|| reader.read().unwrap())
             .map(|entry| entry.log)
             .collect()
     }
