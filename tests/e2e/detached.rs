@@ -62,7 +62,7 @@ fn a50_a_service_is_started_used_stopped_and_started_again() {
         &id[..10],
         "sh",
         "-c",
-        "cat /count; cat /proc/1/cmdline | tr '\\0' ' '",
+        "until test -s /count; do :; done; cat /count; cat /proc/1/cmdline | tr '\\0' ' '",
     ]);
     assert!(inside.starts_with("x\nsh -c trap"), "{inside}");
     pillbug()
@@ -120,7 +120,16 @@ fn a50_a_service_is_started_used_stopped_and_started_again() {
 
     // What it wrote is still there; one that ignores its signal is killed.
     told(&["start", "site"]);
-    assert_eq!(told(&["exec", "site", "cat", "/count"]), "x\nx\n");
+    assert_eq!(
+        told(&[
+            "exec",
+            "site",
+            "sh",
+            "-c",
+            "until grep -c x /count | grep -q 2; do :; done; cat /count"
+        ]),
+        "x\nx\n"
+    );
     told(&["exec", "-d", "site", "sleep", "1000"]);
     told(&["stop", "-s", "WINCH", "-t", "0", "site"]);
     assert_eq!(told(&["wait", "site"]), "137\n");
