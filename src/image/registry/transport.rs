@@ -238,13 +238,16 @@ impl Read for Sent<'_> {
 /// Whether a failure may pass.
 pub(super) fn is_transient(error: &ureq::Error) -> bool {
     match error {
-        // Nobody listens, or nothing leads there: a person finds out sooner than a retry.
-        ureq::Error::Io(error) => !matches!(
+        // Not that there is no such host or that nobody listens: a person finds that out sooner than a retry.
+        ureq::Error::Io(error) => matches!(
             error.kind(),
-            io::ErrorKind::InvalidData
-                | io::ErrorKind::ConnectionRefused
-                | io::ErrorKind::HostUnreachable
-                | io::ErrorKind::NetworkUnreachable
+            io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::NotConnected
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::TimedOut
+                | io::ErrorKind::WouldBlock
         ),
         ureq::Error::Timeout(_) | ureq::Error::ConnectionFailed | ureq::Error::Protocol(_) => true,
         _ => false,
