@@ -1,3 +1,5 @@
+//! The device against a driver of the tests and both back ends, hostile guests included.
+
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
