@@ -11,7 +11,7 @@ use std::{path::Path, time::Duration};
 
 use serde::Serialize;
 
-use crate::{container::timeline::Timeline, host};
+use crate::{container::timeline::Timeline, program};
 use bundle::Bundle;
 pub use bundle::BundleError;
 use command::Measured;
@@ -177,13 +177,13 @@ fn peers(
     let missing = |program: &str| format!("{program} is not installed");
     let mut absent: Vec<_> = ["runc", "crun"]
         .into_iter()
-        .filter(|name| host::find_program(name).is_none())
+        .filter(|name| program::find(name).is_none())
         .map(|name| (name, missing(name)))
         .collect();
     if absent.len() == 2 {
         return Ok((None, absent));
     }
-    if host::find_program("umoci").is_none() {
+    if program::find("umoci").is_none() {
         absent = ["runc", "crun"]
             .map(|name| (name, missing("umoci, which unpacks for it,")))
             .into();

@@ -21,7 +21,10 @@ mod inspect;
 mod load;
 mod login;
 mod logs;
+mod network;
+mod network_flags;
 mod person;
+mod port;
 mod progress;
 mod ps;
 mod pull;
@@ -105,6 +108,8 @@ enum Verb {
     #[command(subcommand)]
     Image(ImageVerb),
     #[command(subcommand)]
+    Network(network::NetworkVerb),
+    #[command(subcommand)]
     System(SystemVerb),
     Completions(completions::CompletionsArgs),
 }
@@ -124,6 +129,7 @@ enum ContainerVerb {
     Attach(attach::AttachArgs),
     #[command(visible_alias = "list", alias = "ls")]
     Ps(ps::PsArgs),
+    Port(port::PortArgs),
     Rm(rm::RmArgs),
     Rename(rename::RenameArgs),
 }
@@ -201,6 +207,7 @@ fn command_line(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Verb::Containers(verb) | Verb::Container(ContainerGroup::Verb(verb)) => container(verb),
         Verb::Container(ContainerGroup::Inspect(arguments)) => container_inspect::run(&arguments),
         Verb::Container(ContainerGroup::Prune(arguments)) => rm::prune(&arguments),
+        Verb::Network(verb) => network::run(verb),
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Bench(arguments) => bench::run(arguments),
         Verb::Pull(arguments) | Verb::Image(ImageVerb::Pull(arguments)) => pull::run(&arguments),
@@ -246,6 +253,7 @@ fn container(verb: ContainerVerb) -> anyhow::Result<ExitCode> {
         ContainerVerb::Logs(arguments) => logs::run(&arguments),
         ContainerVerb::Attach(arguments) => attach::run(arguments),
         ContainerVerb::Ps(arguments) => ps::run(&arguments),
+        ContainerVerb::Port(arguments) => port::run(&arguments),
         ContainerVerb::Rm(arguments) => rm::run(&arguments),
         ContainerVerb::Rename(arguments) => rename::run(&arguments),
     }

@@ -11,6 +11,7 @@ pub mod launch;
 pub mod lifecycle;
 pub mod log;
 pub mod name;
+pub mod network;
 pub mod options;
 pub mod process;
 pub mod session;

@@ -1,11 +1,6 @@
 //! What this host can do for pillbug, found out by trying rather than by looking for files.
 
-use std::{
-    env,
-    fs::{self, OpenOptions},
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-};
+use std::fs::{self, OpenOptions};
 
 use nix::sys::statvfs::statvfs;
 use serde::Serialize;
@@ -85,6 +80,7 @@ pub fn examine() -> Vec<Check> {
         cgroup(),
         tun(),
         nftables(),
+        iproute(),
         passt(),
     ]
 }
@@ -183,7 +179,7 @@ fn tun() -> Check {
         Err(error) => Check::warning(
             NAME,
             format!("{path}: {error}"),
-            "modprobe tun; bridged networks will need it, `run` does not yet",
+            "modprobe tun; bridged networks, which take root, need it",
         ),
     }
 }
@@ -192,7 +188,15 @@ fn nftables() -> Check {
     program(
         "nftables",
         "nft",
-        "apt install nftables; bridged networks will need it, `run` does not yet",
+        "apt install nftables; bridged networks, which take root, need it",
+    )
+}
+
+fn iproute() -> Check {
+    program(
+        "iproute2",
+        "ip",
+        "apt install iproute2; bridged networks, which take root, need it",
     )
 }
 
@@ -200,29 +204,15 @@ fn passt() -> Check {
     program(
         "passt",
         "passt",
-        "apt install passt; networks without root will need it, `run` does not yet",
+        "apt install passt; without it, containers of users other than root have no network",
     )
 }
 
 fn program(name: &'static str, program: &str, way_out: &str) -> Check {
-    match find_program(program) {
+    match crate::program::find(program) {
         Some(path) => Check::ok(name, path.display().to_string()),
         None => Check::warning(name, format!("there is no program `{program}`"), way_out),
     }
-}
-
-/// The first executable of that name on `PATH`, or where administrators' programs are.
-#[must_use]
-pub fn find_program(name: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
-        .map(|folder| folder.join(name))
-        .find(|candidate| is_executable(candidate))
-}
-
-fn is_executable(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
 /// An error and its causes in one line.
@@ -248,11 +238,5 @@ mod tests {
             );
             assert!(!check.found.is_empty(), "{check:?}");
         }
-    }
-
-    #[test]
-    fn programs_are_found_on_the_path() {
-        assert!(find_program("sh").is_some());
-        assert!(find_program("no-such-program").is_none());
     }
 }

@@ -9,5 +9,7 @@ pub mod cli;
 pub mod container;
 pub mod host;
 pub mod image;
+pub mod network;
+pub mod program;
 pub mod sandbox;
 pub mod state_root;

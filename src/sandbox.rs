@@ -37,7 +37,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use vmm::{Ending, Event, VmConfig};
+use vmm::{Ending, Event, NetConfig, VmConfig};
 
 use lower::{Resource, lower};
 
@@ -62,6 +62,9 @@ pub struct SandboxConfig {
     pub root: Vec<(PathBuf, u64)>,
     /// Writable disk, and its size in bytes.
     pub disk: Option<(PathBuf, u64)>,
+    /// Network devices; the links come beside, in the same order, and their places in the VM's
+    /// configuration are filled in here.
+    pub nics: Vec<NetConfig>,
     /// File to which the guest kernel's serial console is written; made if missing.
     pub kernel_console: Option<PathBuf>,
     /// File for what the VMM process has to say; made if missing.
@@ -85,6 +88,8 @@ pub enum SandboxError {
     Memory { bytes: u64, source: io::Error },
     #[error("cannot hand over the initial RAM file system")]
     Initramfs(#[source] io::Error),
+    #[error("network device {0} has no link")]
+    NoLink(usize),
     #[error("cannot start the VMM process")]
     Spawn(#[source] io::Error),
     #[error("the VMM process did not take its configuration")]
@@ -128,16 +133,18 @@ pub enum SandboxEvent {
 }
 
 impl Sandbox {
-    /// Opens everything the sandbox needs and starts its VMM process.
+    /// Opens everything the sandbox needs but the `links` of its network devices, and starts its VMM
+    /// process.
     ///
     /// # Errors
     ///
     /// [`SandboxError`]; nothing is left running.
-    pub fn start(config: &SandboxConfig) -> Result<Self, SandboxError> {
+    pub fn start(config: &SandboxConfig, links: Vec<OwnedFd>) -> Result<Self, SandboxError> {
+        let mut links: Vec<_> = links.into_iter().map(Some).collect();
         let (vm_config, resources) = lower(config)?;
         let descriptors: Vec<OwnedFd> = resources
             .iter()
-            .map(Resource::open)
+            .map(|resource| resource.open(&mut links))
             .collect::<Result<_, _>>()?;
         let (control, theirs) = socketpair(
             AddressFamily::Unix,
@@ -291,7 +298,8 @@ impl Drop for Sandbox {
 }
 
 impl Resource {
-    fn open(&self) -> Result<OwnedFd, SandboxError> {
+    /// Opens it, or takes it out of `links`.
+    fn open(&self, links: &mut [Option<OwnedFd>]) -> Result<OwnedFd, SandboxError> {
         match self {
             Self::Kvm => open_kvm(),
             Self::Memory { bytes } => guest_memory(*bytes).map_err(|source| SandboxError::Memory {
@@ -317,6 +325,10 @@ impl Resource {
                     source,
                 }),
             Self::Append(path) => append(path).map(OwnedFd::from),
+            Self::Link(position) => links
+                .get_mut(*position)
+                .and_then(Option::take)
+                .ok_or(SandboxError::NoLink(*position)),
         }
     }
 }

@@ -21,7 +21,8 @@ pub struct Measured {
 /// A `pillbug run` of `config`'s image, in the state that this process uses.
 pub fn pillbug_run(config: &StartConfig, flags: &[&str], command: &[&str]) -> Command {
     let mut run = Command::new("/proc/self/exe");
-    run.args(["run", "--rm", "--cpus", "1", "-m", &config.memory]);
+    run.args(["run", "--rm", "--network", "none"]);
+    run.args(["--cpus", "1", "-m", &config.memory]);
     run.args(flags).arg(&config.image).args(command);
     run
 }

@@ -13,6 +13,7 @@ use clap::{ArgAction, Args};
 use protocol::{Mount, Rlimit};
 
 use super::{
+    network_flags::NetworkFlags,
     pull::{self, PlatformArg},
     terminal,
 };
@@ -116,6 +117,8 @@ pub struct ContainerFlags {
     /// Keep a label with the container
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     label: Vec<String>,
+    #[command(flatten)]
+    network: NetworkFlags,
     /// Signal that asks the process to end
     #[arg(long, value_name = "SIGNAL", value_parser = signal::parse)]
     stop_signal: Option<u8>,
@@ -257,6 +260,7 @@ impl ContainerFlags {
             env.push(options::env(text, of_host)?);
         }
         let log = log_config(&self.log_driver, &self.log_opt)?;
+        let network = self.network.into_request()?;
         let options = Options {
             name: self.name,
             entrypoint: self.entrypoint.map(|program| match program.as_str() {
@@ -278,6 +282,10 @@ impl ContainerFlags {
             cap_drop: self.cap_drop,
             ulimits: self.ulimit,
             labels: labels(&self.label),
+            network: network.network,
+            dns_search: network.dns_search,
+            dns_options: network.dns_options,
+            extra_hosts: network.extra_hosts,
             remove: self.rm,
             detach,
             log,

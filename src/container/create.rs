@@ -8,6 +8,7 @@ use protocol::Upper;
 use super::{
     error::{RunError, check_memory},
     name::Id,
+    network::NetworkSpec,
     options::Options,
     process::{self, ProcessError},
     signal,
@@ -19,6 +20,7 @@ use super::{
 };
 use crate::{
     image::store::{Image, Store},
+    network::port::{self, Publish},
     sandbox::{disk, kernel},
     state_root,
 };
@@ -87,6 +89,7 @@ fn spec(
             kernel: options.kernel.clone(),
             kernel_console: options.kernel_console.clone(),
         },
+        network: network(&config, options)?,
         streams: Streams {
             interactive: options.interactive,
             stdin_once: options.interactive && !options.detach,
@@ -97,6 +100,24 @@ fn spec(
         remove: options.remove,
         id,
     })
+}
+
+/// The network as it was asked for, with the ports that the image exposes where all are.
+fn network(config: &Config, options: &Options) -> Result<NetworkSpec, ProcessError> {
+    let mut network = options.network.clone();
+    if network.publish_all {
+        for port in config.exposed_ports().iter().flatten() {
+            let exposed = port::parse(port).map_err(ProcessError::ExposedPort)?;
+            let is_new = |port: &Publish| {
+                let mut given = options.network.publish.iter();
+                !given.any(|given| {
+                    (given.container, given.protocol) == (port.container, port.protocol)
+                })
+            };
+            network.publish.extend(exposed.into_iter().filter(is_new));
+        }
+    }
+    Ok(network)
 }
 
 /// The image's labels, and the user's over them.

@@ -10,6 +10,7 @@ use super::{process::ProcessError, state::StateError};
 use crate::{
     agent_client::AgentError,
     image::{load::LoadError, store::StoreError},
+    network::NetworkError,
     sandbox::{SandboxError, disk::DiskError, kernel::KernelError},
 };
 
@@ -32,6 +33,8 @@ pub enum RunError {
     Image(#[from] LoadError),
     #[error("cannot make the container's disk")]
     Disk(#[from] DiskError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
     #[error(

@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
 
-use protocol::{Mount, Resource, Rlimit, WindowSize};
+use protocol::{HostEntry, Mount, Resource, Rlimit, WindowSize};
 use vmm::VmConfig;
 
-use super::log::LogConfig;
+use super::{log::LogConfig, network::NetworkSpec};
 
 /// A request to create a container.
 #[derive(Debug, Clone, Default)]
@@ -44,6 +44,14 @@ pub struct Options {
     pub ulimits: Vec<Rlimit>,
     /// User's own data, kept with the container.
     pub labels: BTreeMap<String, String>,
+    /// Its network.
+    pub network: NetworkSpec,
+    /// Domains, and options, of its resolver.
+    pub dns_search: Vec<String>,
+    /// See there.
+    pub dns_options: Vec<String>,
+    /// Further lines of `/etc/hosts`.
+    pub extra_hosts: Vec<HostEntry>,
     /// Remove the container when it ends.
     pub remove: bool,
     /// Nobody is attached when it starts.

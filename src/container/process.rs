@@ -3,7 +3,9 @@
 //! A pure function: nothing is looked up on the host, and users and programs are resolved in the guest.
 
 use oci_spec::image::Config;
-use protocol::{Capabilities, HostEntry, Process, Setup, Upper};
+use protocol::{Capabilities, Process, Resolver, Setup, Upper};
+
+use crate::network::port::PortError;
 
 use super::{
     capability::{self, UnknownCapability},
@@ -38,6 +40,8 @@ pub enum ProcessError {
     Capability(#[from] UnknownCapability),
     #[error("the image's stop signal cannot be used")]
     StopSignal(#[from] UnknownSignal),
+    #[error("a port that the image exposes cannot be published")]
+    ExposedPort(#[source] PortError),
 }
 
 /// The process of a container whose host name is `hostname`.
@@ -113,9 +117,14 @@ pub fn setup(options: &Options, hostname: &str, upper: Upper) -> Setup {
         upper,
         read_only_root: options.read_only,
         hostname: hostname.into(),
-        extra_hosts: Vec::<HostEntry>::new(),
+        extra_hosts: options.extra_hosts.clone(),
+        // What is known when it starts is added then.
         interfaces: Vec::new(),
-        resolver: protocol::Resolver::default(),
+        resolver: Resolver {
+            servers: Vec::new(),
+            search: options.dns_search.clone(),
+            options: options.dns_options.clone(),
+        },
         mounts: options.tmpfs.clone(),
         shm_bytes: SHM_BYTES,
         privileged: options.privileged,

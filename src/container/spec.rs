@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::SystemTime};
 use protocol::{Process, Setup};
 use serde::{Deserialize, Serialize};
 
-use super::{log::LogConfig, name::Id};
+use super::{log::LogConfig, name::Id, network::NetworkSpec};
 use crate::image::digest::Digest;
 
 /// What a container is. Changed by `rename` alone.
@@ -29,6 +29,9 @@ pub struct Spec {
     pub setup: Setup,
     /// Its machine.
     pub machine: Machine,
+    /// Its network.
+    #[serde(default)]
+    pub network: NetworkSpec,
     /// What is done with its streams.
     pub streams: Streams,
     /// What ends it.
@@ -118,6 +121,7 @@ pub fn example(name: &str) -> Spec {
             kernel: None,
             kernel_console: None,
         },
+        network: NetworkSpec::default(),
         streams: Streams {
             interactive: false,
             stdin_once: false,

@@ -194,18 +194,37 @@ impl Supervisor {
         clients
     }
 
-    /// What the machine is made of.
+    /// What the machine is made of, its network included.
     fn plan(&self) -> Result<Plan, RunError> {
         let spec = self.container.spec();
         check_memory(spec.machine.memory_bytes)?;
         let kernel = kernel::find(spec.machine.kernel.as_deref())?;
         let image = Store::open(&self.state_root)?.image(&spec.image_digest, None)?;
+        let mut sandbox = sandbox(spec, &self.container, &image, kernel);
+        let mut setup = protocol::Setup {
+            upper: upper(spec),
+            ..spec.setup.clone()
+        };
+        let connection = spec.network.connect(
+            &self.state_root,
+            spec.id.as_str(),
+            &spec.name,
+            &self.container.folder().join(LOG),
+        )?;
+        let (links, attachment) = match connection {
+            Some(connection) => {
+                sandbox.nics.push(connection.device);
+                setup.interfaces.push(connection.interface);
+                setup.resolver.servers = connection.servers;
+                (vec![connection.link], Some(connection.attachment))
+            }
+            None => (Vec::new(), None),
+        };
         Ok(Plan {
-            sandbox: sandbox(spec, &self.container, &image, kernel),
-            setup: protocol::Setup {
-                upper: upper(spec),
-                ..spec.setup.clone()
-            },
+            sandbox,
+            links,
+            attachment,
+            setup,
             process: spec.process.clone(),
             image,
         })
@@ -275,6 +294,7 @@ fn sandbox(spec: &Spec, container: &Container, image: &Image, kernel: PathBuf) -
         kernel,
         root: image.rootfs.parts.clone(),
         disk: disk.map(|bytes| (container.folder().join(DISK), bytes)),
+        nics: Vec::new(),
         kernel_console: spec.machine.kernel_console.clone(),
         log: container.folder().join(LOG),
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use vmm::{
-    BlockConfig, BlockPart, ConsoleConfig, DescriptorIndex, KernelConfig, MemoryConfig,
+    BlockConfig, BlockPart, ConsoleConfig, DescriptorIndex, KernelConfig, MemoryConfig, NetConfig,
     SerialConfig, VmConfig, VsockConfig,
 };
 
@@ -39,6 +39,8 @@ pub enum Resource {
     ReadWrite(PathBuf),
     /// A file that output is added to.
     Append(PathBuf),
+    /// The link of a network device, which was opened elsewhere.
+    Link(usize),
 }
 
 /// The VM that `config` describes.
@@ -73,6 +75,15 @@ pub fn lower(config: &SandboxConfig) -> Result<(VmConfig, Vec<Resource>), Sandbo
         read_only: false,
         serial: "disk".into(),
     });
+    let nets = config
+        .nics
+        .iter()
+        .enumerate()
+        .map(|(position, nic)| NetConfig {
+            descriptor: index(Resource::Link(position)),
+            ..nic.clone()
+        });
+    let nets = nets.collect();
     let console = config.kernel_console.as_ref();
     let vm_config = VmConfig {
         kvm: index(Resource::Kvm),
@@ -94,7 +105,7 @@ pub fn lower(config: &SandboxConfig) -> Result<(VmConfig, Vec<Resource>), Sandbo
             },
         },
         blocks: std::iter::once(root).chain(disk).collect(),
-        nets: Vec::new(),
+        nets,
         vsock: Some(VsockConfig {
             guest_cid: GUEST_CID,
             host_ports: vec![protocol::CONTROL_PORT, protocol::STREAM_PORT],
@@ -124,6 +135,7 @@ mod tests {
             root: vec![("/meta".into(), 8192), ("/layer".into(), 4096)],
             disk: Some(("/disk".into(), 1 << 30)),
             kernel_console: None,
+            nics: vec![],
             log: "/log".into(),
         }
     }
@@ -145,6 +157,29 @@ mod tests {
             &Resource::ReadWrite("/disk".into())
         );
         assert_eq!(resources.len(), 7);
+    }
+
+    #[test]
+    fn a_network_device_has_the_link_at_its_own_place() {
+        let nic = NetConfig {
+            descriptor: DescriptorIndex(0),
+            link: vmm::NetLink::Stream,
+            mac: [2, 0, 0, 0, 0, 1],
+            sources: vec![],
+            denied: vec![],
+            allowed: vec![],
+            mtu: 1500,
+        };
+        let config = SandboxConfig {
+            nics: vec![nic.clone(), nic],
+            ..config()
+        };
+        let (vm, resources) = lower(&config).unwrap();
+        for (position, net) in vm.nets.iter().enumerate() {
+            let at = usize::from(net.descriptor.0);
+            assert_eq!(resources[at], Resource::Link(position));
+        }
+        assert_eq!(vm.nets.len(), 2);
     }
 
     #[test]

@@ -36,7 +36,9 @@ pub fn pillbug() -> Command {
 /// `pillbug run --rm FLAGS... SOURCE COMMAND...`, with all that follows `--rm` in `arguments`.
 pub fn run<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     let mut command = pillbug();
-    command.args(["run", "--rm"]).args(arguments);
+    command
+        .args(["run", "--rm", "--network", "none"])
+        .args(arguments);
     command
 }
 
@@ -49,7 +51,7 @@ pub fn output_of<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = 
 /// `run` in the background, its streams in the test's hands.
 pub fn spawn(arguments: &[&str]) -> Running {
     let mut child = std::process::Command::new(program())
-        .args(["run", "--rm"])
+        .args(["run", "--rm", "--network", "none"])
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -34,6 +34,8 @@ fn a50_a_service_is_started_used_stopped_and_started_again() {
     let id = told(&[
         "run",
         "-d",
+        "--network",
+        "none",
         "--name",
         "web",
         "--label",
@@ -141,7 +143,16 @@ fn a50_a_service_is_started_used_stopped_and_started_again() {
 #[test]
 fn a48_what_exec_leaves_behind_holds_nothing_up() {
     told(&[
-        "run", "-d", "--rm", "--name", "host", "busybox", "sleep", "1000",
+        "run",
+        "-d",
+        "--rm",
+        "--network",
+        "none",
+        "--name",
+        "host",
+        "busybox",
+        "sleep",
+        "1000",
     ]);
     let supervisor = processes().len();
     for _ in 0..20 {
@@ -217,7 +228,7 @@ fn a51_what_is_killed_is_noticed_and_what_is_detached_lives_on() {
 /// `run` without --rm, in the background.
 fn spawn_kept(arguments: &[&str]) -> std::process::Child {
     std::process::Command::new(crate::command::program())
-        .arg("run")
+        .args(["run", "--network", "none"])
         .args(arguments)
         .stdout(std::process::Stdio::piped())
         .spawn()

@@ -5,7 +5,7 @@ mod commands;
 mod guest;
 
 use std::{
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -30,6 +30,7 @@ use super::{
 use crate::{
     agent_client::{AgentClient, AgentError, stream::Unknown},
     image::store::Image,
+    network::Attachment,
     sandbox::{self, Sandbox, SandboxConfig},
 };
 
@@ -50,6 +51,10 @@ const FIRST: ProcessId = ProcessId(0);
 pub struct Plan {
     /// Its machine.
     pub sandbox: SandboxConfig,
+    /// What its network devices are linked to.
+    pub links: Vec<OwnedFd>,
+    /// Kept as long as it runs.
+    pub attachment: Option<Attachment>,
     /// What surrounds its process.
     pub setup: Setup,
     /// Its process.
@@ -77,6 +82,7 @@ pub struct Run<'a> {
     syncs: bool,
     /// The machine has ended.
     gone: bool,
+    _attachment: Option<Attachment>,
     _image: Image,
 }
 
@@ -121,12 +127,14 @@ impl<'a> Run<'a> {
     pub fn start(plan: Plan, supervisor: &'a mut Supervisor) -> Result<Self, RunError> {
         let Plan {
             sandbox: config,
+            links,
+            attachment,
             setup,
             process,
             image,
         } = plan;
         let syncs = config.disk.is_some();
-        let sandbox = Sandbox::start(&config)?;
+        let sandbox = Sandbox::start(&config, links)?;
         supervisor.timeline.spawned_ns = now_ns();
         supervisor.container.set_status(&Status::Running(Running {
             since: SystemTime::now(),
@@ -150,6 +158,7 @@ impl<'a> Run<'a> {
             clock_offset_ns: 0,
             syncs,
             gone: false,
+            _attachment: attachment,
             _image: image,
         })
     }

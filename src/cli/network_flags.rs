@@ -1,0 +1,203 @@
+//! The flags of `run` and `create` that are about networks.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use protocol::HostEntry;
+
+use crate::{
+    container::network::NetworkSpec,
+    network::{
+        self, NONE, USER,
+        port::{self, Publish},
+    },
+};
+
+/// The flags.
+#[derive(Debug, Args)]
+pub struct NetworkFlags {
+    /// Network: bridge (root only), user, none, or one of `pillbug network create`
+    #[arg(long, visible_alias = "net", value_name = "NETWORK")]
+    network: Option<String>,
+    /// Publish a port, on 127.0.0.1 unless an address is given, such as 8080:80
+    #[arg(short, long, value_name = "[ADDRESS:][HOST:]PORT[/udp]", value_parser = publish)]
+    publish: Vec<Ports>,
+    /// Publish every port that the image exposes, on any free port of 127.0.0.1
+    #[arg(short = 'P', long)]
+    publish_all: bool,
+    /// IPv4 address in the network
+    #[arg(long, value_name = "ADDRESS")]
+    ip: Option<Ipv4Addr>,
+    /// MAC address, such as 02:70:00:00:00:01
+    #[arg(long, value_name = "ADDRESS", value_parser = mac)]
+    mac_address: Option<Mac>,
+    /// Name server in place of the host's
+    #[arg(long, value_name = "ADDRESS")]
+    dns: Vec<Ipv4Addr>,
+    /// Domain in which names are looked up
+    #[arg(long, value_name = "DOMAIN", value_parser = word)]
+    dns_search: Vec<String>,
+    /// Option of the resolver, such as ndots:2
+    #[arg(long, visible_alias = "dns-opt", value_name = "OPTION", value_parser = word)]
+    dns_option: Vec<String>,
+    /// Add a name to /etc/hosts
+    #[arg(long, value_name = "NAME:ADDRESS", value_parser = host)]
+    add_host: Vec<HostEntry>,
+}
+
+/// What one `-p` names.
+#[derive(Debug, Clone)]
+struct Ports(Vec<Publish>);
+
+/// Of a network device.
+#[derive(Debug, Clone, Copy)]
+struct Mac([u8; 6]);
+
+/// What the flags mean.
+pub struct NetworkRequest {
+    /// The network.
+    pub network: NetworkSpec,
+    /// Domains of the resolver.
+    pub dns_search: Vec<String>,
+    /// Its options.
+    pub dns_options: Vec<String>,
+    /// Further lines of `/etc/hosts`.
+    pub extra_hosts: Vec<HostEntry>,
+}
+
+impl NetworkFlags {
+    /// As meant; tells what one might not expect.
+    pub fn into_request(self) -> anyhow::Result<NetworkRequest> {
+        let publish: Vec<Publish> = self.publish.into_iter().flat_map(|ports| ports.0).collect();
+        let needs_network = !publish.is_empty() || self.publish_all || self.ip.is_some();
+        let network = choose(self.network.as_deref(), needs_network)?;
+        if network == USER && (!publish.is_empty() || self.publish_all) {
+            bail!("ports are published on bridged networks only so far, which take root");
+        }
+        for port in publish.iter().filter(|port| port.address.is_none()) {
+            let at = port.host.map_or_else(
+                || "a free port of 127.0.0.1 (`pillbug port` shows it)".to_owned(),
+                |host| format!("127.0.0.1:{host}"),
+            );
+            super::tell(&format!(
+                "pillbug: publishing {}/{} on {at}; give an address, such as 0.0.0.0, for others\n",
+                port.container, port.protocol,
+            ));
+        }
+        Ok(NetworkRequest {
+            network: NetworkSpec {
+                network,
+                publish,
+                publish_all: self.publish_all,
+                ip: self.ip,
+                mac: self.mac_address.map(|mac| mac.0),
+                dns: self.dns,
+            },
+            dns_search: self.dns_search,
+            dns_options: self.dns_option,
+            extra_hosts: self.add_host,
+        })
+    }
+}
+
+/// The network that is meant.
+fn choose(given: Option<&str>, is_needed: bool) -> anyhow::Result<String> {
+    match given {
+        Some("host") => bail!(
+            "there is no network \"host\": a machine of its own cannot be on the host's; publish \
+             ports with -p"
+        ),
+        Some("overlay" | "macvlan") => bail!("a network is given by its name, not by its driver"),
+        Some(NONE) if is_needed => {
+            bail!("without a network there is no address and no port to publish")
+        }
+        Some(name) if name != "default" => return Ok(name.to_owned()),
+        _ => {}
+    }
+    let (name, reason) = network::default_network();
+    if let Some(reason) = reason {
+        if is_needed {
+            bail!("there is no network for it: {reason}");
+        }
+        super::tell(&format!(
+            "pillbug: the container has no network: {reason}, or say --network none\n"
+        ));
+    }
+    Ok(name.to_owned())
+}
+
+fn publish(text: &str) -> Result<Ports, port::PortError> {
+    port::parse(text).map(Ports)
+}
+
+/// Six bytes in hexadecimal, of one machine and not of a group.
+fn mac(text: &str) -> anyhow::Result<Mac> {
+    let bytes: Vec<u8> = text
+        .split([':', '-'])
+        .map(|byte| match byte.len() {
+            2 => u8::from_str_radix(byte, 16).context("not hexadecimal"),
+            _ => bail!("not two digits"),
+        })
+        .collect::<anyhow::Result<_>>()?;
+    match <[u8; 6]>::try_from(bytes) {
+        Ok(mac) if mac[0] & 1 == 0 && mac != [0; 6] => Ok(Mac(mac)),
+        _ => bail!("it is no MAC address of one machine, such as 02:70:00:00:00:01"),
+    }
+}
+
+/// What is one word of a configuration file and nothing more.
+fn word(text: &str) -> anyhow::Result<String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-:".contains(c);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => Ok(text.to_owned()),
+        false => bail!("it may have letters, digits, `.`, `_`, `-` and `:` only"),
+    }
+}
+
+fn host(text: &str) -> anyhow::Result<HostEntry> {
+    let Some((name, address)) = text.split_once([':', '=']) else {
+        bail!("it is no NAME:ADDRESS");
+    };
+    let address: IpAddr = address
+        .trim_matches(['[', ']'])
+        .parse()
+        .context("the address is none")?;
+    Ok(HostEntry {
+        address: address.to_string(),
+        name: word(name)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_and_hosts_are_read_or_refused() {
+        assert_eq!(mac("02:70:00:00:00:0a").unwrap().0, [2, 0x70, 0, 0, 0, 10]);
+        for text in [
+            "",
+            "02:70:00:00:00",
+            "03:70:00:00:00:01",
+            "0:0:0:0:0:0",
+            "zz:70:00:00:00:01",
+        ] {
+            assert!(mac(text).is_err(), "{text}");
+        }
+        assert_eq!(host("db:10.0.0.7").unwrap().address, "10.0.0.7");
+        assert_eq!(host("db:[fd00::1]").unwrap().address, "fd00::1");
+        for text in [
+            "db",
+            "db:",
+            "db:x",
+            "a b:10.0.0.1",
+            "a\n:10.0.0.1",
+            ":10.0.0.1",
+        ] {
+            assert!(host(text).is_err(), "{text}");
+        }
+        assert!(word("ndots:2").is_ok());
+        assert!(word("a\nnameserver 1.1.1.1").is_err());
+    }
+}

@@ -1,0 +1,71 @@
+//! What can go wrong with networks.
+
+use std::{io, net::Ipv4Addr, path::PathBuf};
+
+use crate::state_root::StateRootError;
+
+/// Why a network is not as it was asked for.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum NetworkError {
+    #[error("cannot keep networks")]
+    Folder(#[from] StateRootError),
+    #[error("cannot {what} {path}")]
+    State {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("there is no network {0:?}: `pillbug network ls` shows those there are")]
+    NotFound(String),
+    #[error("there is a network {0:?} already")]
+    Exists(String),
+    #[error(
+        "{0:?} is no name for a network: letters, digits, `_`, `.` and `-`, a letter or digit first, \
+         and none of `bridge`, `user`, `none`, `host`"
+    )]
+    Name(String),
+    #[error("network {network:?} is in use by container {container:?}")]
+    InUse { network: String, container: String },
+    #[error("network {0:?} needs root: a bridge and firewall rules are made for it")]
+    NeedsRoot(String),
+    #[error("{0} needs a bridged network")]
+    NeedsBridge(&'static str),
+    #[error(
+        "{0} is no subnet that machines can be on: an IPv4 one of /8 to /29, such as 10.9.0.0/24"
+    )]
+    Subnet(String),
+    #[error("the subnet {subnet} overlaps {with}")]
+    Overlap { subnet: String, with: String },
+    #[error("every subnet that could be chosen is taken: give one with --subnet")]
+    NoSubnet,
+    #[error("gateway {0} is not an address of the subnet")]
+    Gateway(Ipv4Addr),
+    #[error("{ip} is not an address that network {network:?} has to give")]
+    Address { ip: Ipv4Addr, network: String },
+    #[error("{ip} is taken by container {holder:?}")]
+    AddressTaken { ip: Ipv4Addr, holder: String },
+    #[error("network {0:?} has no address left")]
+    Full(String),
+    #[error("port {port} is taken by {holder}: choose another with -p")]
+    PortTaken { port: String, holder: String },
+    #[error("cannot listen on {port}")]
+    Listen { port: String, source: io::Error },
+    #[error("cannot carry a published port's connections")]
+    Proxy(#[source] io::Error),
+    #[error("cannot open /dev/net/tun: load the kernel module `tun`")]
+    Tun(#[source] io::Error),
+    #[error("cannot make the TAP device {name}")]
+    Tap { name: String, source: io::Error },
+    #[error("cannot run {program}: is it installed?")]
+    Program {
+        program: &'static str,
+        source: io::Error,
+    },
+    #[error("{program} failed: {said}")]
+    Refused { program: &'static str, said: String },
+    #[error("cannot look at the host's interfaces")]
+    Interfaces(#[source] io::Error),
+    #[error("cannot let the host forward packets")]
+    Forwarding(#[source] io::Error),
+}

@@ -1,0 +1,234 @@
+//! Leases: who is on which network with which address and ports, one file each.
+//!
+//! A lease is as good as the lock on its file. The kernel frees that with its holder, so a file that
+//! can be locked is a dead one's.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    net::{Ipv4Addr, SocketAddrV4},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use super::{Request, USER, definition::Definition, error::NetworkError, port::Protocol};
+
+/// Longest file that is read, in bytes: far more than the ports of a lease take.
+const MAX_FILE: u64 = 4 << 20;
+
+/// A published port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// Where, on the host.
+    pub host: SocketAddrV4,
+    /// What it leads to.
+    pub container: u16,
+    /// Of which protocol.
+    pub protocol: Protocol,
+    /// Nobody gave an address.
+    pub is_default_address: bool,
+}
+
+/// One container's place on one network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// ID of the container.
+    pub id: String,
+    /// Name of the container when it started.
+    pub name: String,
+    /// Name of the network.
+    pub network: String,
+    /// The address, on a bridge.
+    pub ip: Option<Ipv4Addr>,
+    /// The MAC address.
+    pub mac: [u8; 6],
+    /// Name of the TAP device, on a bridge.
+    pub tap: String,
+    /// Name servers that it may ask, wherever they are.
+    pub servers: Vec<Ipv4Addr>,
+    /// Its ports.
+    pub published: Vec<Published>,
+}
+
+/// A lease of this process.
+#[derive(Debug)]
+pub struct Held {
+    lease: Lease,
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Lease {
+    /// What `request` asks for, at `address` of a bridged network.
+    pub fn new(
+        request: &Request<'_>,
+        place: Option<(&Definition, Ipv4Addr)>,
+        published: Vec<Published>,
+    ) -> Self {
+        let ip = place.map(|(_, ip)| ip);
+        // Of one's own making (second bit), and the same wherever the IP address is.
+        let mac = ip.map_or(super::user::MAC, |ip| {
+            let [a, b, c, d] = ip.octets();
+            [0x02, 0x70, a, b, c, d]
+        });
+        Self {
+            id: request.id.into(),
+            name: request.name.into(),
+            network: place.map_or(USER, |(network, _)| &network.name).into(),
+            ip,
+            mac: request.mac.unwrap_or(mac),
+            tap: ip.map_or(String::new(), |_| tap_name(request.id)),
+            servers: place.map_or(Vec::new(), |(network, _)| network.servers(request.dns)),
+            published,
+        }
+    }
+}
+
+/// At most 15 bytes, and of no other machine: the one before of the same container may still be going.
+fn tap_name(id: &str) -> String {
+    let id: String = id.chars().filter(char::is_ascii_hexdigit).take(8).collect();
+    // Without random bytes the name is as good, but for that case.
+    let random = getrandom::u32().unwrap_or_default() & 0xffff;
+    format!("pb-{id}{random:04x}")
+}
+
+impl Held {
+    /// What is held.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// Gives it back.
+    pub fn release(self) {
+        // What stays is a dead one's file, which the next sweep removes.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Writes a lease down and locks it. The caller holds the lock of all networks.
+pub fn hold(folder: &Path, lease: Lease) -> Result<Held, NetworkError> {
+    let path = folder.join("leases").join(format!("{}.json", lease.id));
+    let failed = |source| NetworkError::State {
+        what: "write",
+        path: path.clone(),
+        source,
+    };
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed)?;
+    file.write_all(&serde_json::to_vec(&lease).map_err(|error| failed(error.into()))?)
+        .map_err(failed)?;
+    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, error)| failed(error.into()))?;
+    Ok(Held {
+        lease,
+        path,
+        _lock: lock,
+    })
+}
+
+/// Removes the leases of the dead, and returns whether there were any. The caller holds the lock of all
+/// networks.
+pub fn sweep(folder: &Path) -> Result<bool, NetworkError> {
+    let mut removed = false;
+    for path in files(folder)? {
+        let Ok(file) = File::open(&path) else {
+            continue;
+        };
+        if Flock::lock(file, FlockArg::LockSharedNonblock).is_ok() {
+            fs::remove_file(&path).map_err(|source| NetworkError::State {
+                what: "remove",
+                path: path.clone(),
+                source,
+            })?;
+            removed = true;
+        }
+    }
+    Ok(removed)
+}
+
+/// All leases that are written down.
+pub fn all(folder: &Path) -> Result<Vec<Lease>, NetworkError> {
+    let read = |path: &PathBuf| -> io::Result<Lease> {
+        let mut text = Vec::new();
+        File::open(path)?.take(MAX_FILE).read_to_end(&mut text)?;
+        Ok(serde_json::from_slice(&text)?)
+    };
+    files(folder)?
+        .iter()
+        .map(|path| {
+            read(path).map_err(|source| NetworkError::State {
+                what: "read",
+                path: path.clone(),
+                source,
+            })
+        })
+        .collect()
+}
+
+fn files(folder: &Path) -> Result<Vec<PathBuf>, NetworkError> {
+    let folder = folder.join("leases");
+    let entries = fs::read_dir(&folder).and_then(|entries| {
+        entries
+            .map(|entry| Ok(entry?.path()))
+            .collect::<io::Result<Vec<_>>>()
+    });
+    let mut paths = entries.map_err(|source| NetworkError::State {
+        what: "list",
+        path: folder,
+        source,
+    })?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// A lease for tests.
+#[cfg(test)]
+pub fn example(name: &str, network: &str, ip: [u8; 4]) -> Lease {
+    Lease {
+        id: format!("{name}0123456789abcdef"),
+        name: name.into(),
+        network: network.into(),
+        ip: Some(ip.into()),
+        mac: [2, 0x70, ip[0], ip[1], ip[2], ip[3]],
+        tap: format!("pb-{name}"),
+        servers: vec![],
+        published: vec![],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a51_the_lease_of_a_dead_process_is_swept_and_that_of_a_living_one_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("leases")).unwrap();
+        let living = hold(folder.path(), example("living", "bridge", [10, 0, 0, 2])).unwrap();
+        let dead = hold(folder.path(), example("dead", "bridge", [10, 0, 0, 3])).unwrap();
+        // As with kill -9: the lock goes, the file stays.
+        drop(dead);
+        // A process that died while it wrote.
+        fs::write(folder.path().join("leases/half.json"), "{\"id\":").unwrap();
+
+        assert!(sweep(folder.path()).unwrap());
+
+        assert_eq!(all(folder.path()).unwrap(), [living.lease().clone()]);
+        assert!(!sweep(folder.path()).unwrap());
+        living.release();
+        assert_eq!(all(folder.path()).unwrap(), []);
+    }
+
+    #[test]
+    fn names_of_taps_fit_the_kernels_limit() {
+        assert!(tap_name("0123456789abcdef0123").starts_with("pb-01234567"));
+        assert!(tap_name(&"f".repeat(64)).len() <= 15);
+    }
+}
