@@ -1,7 +1,6 @@
 //! `pillbug image prune`: images that nobody needs out of the store.
 
 use std::{
-    collections::HashSet,
     io::{self, BufRead},
     process::ExitCode,
 };
@@ -15,10 +14,7 @@ use super::{
 };
 use crate::{
     container::state::Containers,
-    image::{
-        digest::Digest,
-        store::{Pruned, Removed},
-    },
+    image::store::{Pruned, Removed},
     state_root,
 };
 
@@ -79,13 +75,13 @@ pub fn prune(all: bool, filters: &[Filter]) -> anyhow::Result<Pruned> {
     }
     let store = super::image_store()?;
     let wanted = Wanted::new(filters, &store)?;
-    let containers = Containers::open(&state_root::locate()?)?.list()?;
-    let used: HashSet<Digest> = containers
-        .into_iter()
-        .map(|container| container.spec.image_digest)
-        .collect();
+    let containers = Containers::open(&state_root::locate()?)?;
     Ok(store.prune(|image| {
-        let is_used = used.contains(&image.digest);
+        // What cannot be told is spared.
+        let is_used = containers.list().map_or(true, |all| {
+            all.iter()
+                .any(|record| record.spec.image_digest == image.digest)
+        });
         !is_used && (all || image.names.is_empty()) && wanted.has(image)
     })?)
 }

@@ -33,7 +33,7 @@ Examples:
 
 Filters: id=, name=, label=NAME[=VALUE], status=created|running|exited, exited=CODE, ancestor=IMAGE. Of several of one
 kind one must match, labels all.
-Fields: ID, Image, Command, CreatedAt, RunningFor, State, Status, Names, Labels, Ports, Size.";
+Fields: ID, Image, Command, CreatedAt, RunningFor, State, Status, Names, Labels.";
 
 /// Longest command that is shown unless --no-trunc is given, in characters.
 const SHOWN_COMMAND: usize = 20;
@@ -47,12 +47,10 @@ const COLUMNS: [(&str, &str); 6] = [
     ("Names", "NAMES"),
 ];
 
-const HEADINGS: [(&str, &str); 5] = [
+const HEADINGS: [(&str, &str); 3] = [
     ("CreatedAt", "CREATED AT"),
     ("State", "STATE"),
     ("Labels", "LABELS"),
-    ("Ports", "PORTS"),
-    ("Size", "SIZE"),
 ];
 
 /// List containers
@@ -128,11 +126,6 @@ fn line(record: &Record, no_trunc: bool) -> Value {
         "Status": status(&record.status),
         "Names": spec.name,
         "Labels": super::escape(&labels.join(",")),
-        "Ports": "",
-        "LocalVolumes": "0",
-        "Mounts": "",
-        "Networks": "",
-        "Size": "0B",
     })
 }
 

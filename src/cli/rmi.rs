@@ -4,7 +4,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::image::store::Removed;
+use crate::{
+    container::state::Containers,
+    image::{digest::Digest, store::Removed},
+    state_root,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -18,7 +22,7 @@ pub struct RmiArgs {
     /// Names or IDs of images
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
-    /// Remove an image by its ID though it has several names
+    /// Remove an image though it has several names, or a container that is not running is made of it
     #[arg(short, long)]
     force: bool,
 }
@@ -26,9 +30,20 @@ pub struct RmiArgs {
 /// Removes each image; goes on after a failure, as Docker does.
 pub fn run(arguments: &RmiArgs) -> anyhow::Result<ExitCode> {
     let store = super::image_store()?;
+    let containers = Containers::open(&state_root::locate()?)?;
+    let user = |image: &Digest| {
+        let found = containers.list().map(|all| {
+            all.into_iter()
+                .find(|record| record.spec.image_digest == *image)
+        });
+        match found {
+            Ok(found) => found.map(|record| format!("container {}", record.spec.name)),
+            Err(error) => Some(format!("a container that cannot be read ({error})")),
+        }
+    };
     let mut code = ExitCode::SUCCESS;
     for name in &arguments.images {
-        match store.remove(name, arguments.force) {
+        match store.remove(name, arguments.force, user) {
             Ok(removed) => {
                 let lines = removed.iter().map(|removed| match removed {
                     Removed::Untagged(reference) => format!("Untagged: {}\n", reference.familiar()),

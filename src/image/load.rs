@@ -130,9 +130,9 @@ impl Store {
             }
             for name in &candidate.names {
                 let before = self.name(name)?.map(|record| record.manifest);
-                let before = before.filter(|manifest| *manifest != imported.manifest);
                 let before = before.map(|manifest| self.record(&manifest)).transpose()?;
-                let taken_from = before.flatten().map(|record| record.config);
+                let before = before.flatten().map(|record| record.config);
+                let taken_from = before.filter(|id| *id != imported.id);
                 loaded.push(loaded_as(Some(name.clone()), taken_from));
             }
         }

@@ -62,7 +62,7 @@ pub enum StoreError {
     #[error("the image store is not readable or writable")]
     File(#[from] FileError),
     #[error(
-        "no image {0} in the store: `pillbug images` lists what there is, `pillbug load -i FILE` adds one"
+        "no image {0} in the store: `pillbug images` lists what there is, `pillbug pull` adds one"
     )]
     Unknown(String),
     #[error("{id} may be any of {count} images: give more of its digits")]
@@ -76,6 +76,8 @@ pub enum StoreError {
     Rootfs { image: String, source: RootfsError },
     #[error("image {0} is in use")]
     InUse(String),
+    #[error("image {image} is used by {user}: remove that first, or use force")]
+    Wanted { image: String, user: String },
     #[error("image {id} has several names, remove each or use force: {names}")]
     SeveralNames { id: String, names: String },
 }

@@ -120,7 +120,7 @@ fn whole_or_absent(deed: &Deed, place: &Place, fault: &str) {
             .all(|(path, bytes)| path.metadata().unwrap().len() >= *bytes)
     );
     drop(image);
-    store.remove(&deed.name(), false).unwrap();
+    store.remove(&deed.name(), false, |_| None).unwrap();
     assert_eq!(place.content(), [""; 0], "after {fault}");
 }
 
@@ -172,7 +172,7 @@ fn a51_a_removal_killed_at_any_change_leaves_the_store_whole() {
                 assert!(image.rootfs.parts.iter().all(|(path, _)| path.exists()));
             }
             place.load_well(&path);
-            store.remove("a:1", false).unwrap();
+            store.remove("a:1", false, |_| None).unwrap();
             assert_eq!(place.content(), [""; 0], "{call} {when}");
         }
     }

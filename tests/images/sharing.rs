@@ -76,11 +76,11 @@ fn a67_loads_and_removals_at_once_lose_no_live_layer() {
                         assert!(path.exists(), "{} is gone", path.display());
                     }
                     assert!(matches!(
-                        store.remove(&name, false),
+                        store.remove(&name, false, |_| None),
                         Err(StoreError::InUse(_))
                     ));
                     drop(image);
-                    store.remove(&name, false).unwrap();
+                    store.remove(&name, false, |_| None).unwrap();
                 }
             });
         }

@@ -67,12 +67,19 @@ impl Store {
     }
 
     /// Removes a name, and the image with it when that was its last; or an image by its ID with its names. `force`
-    /// removes an image by its ID though it has several names.
+    /// removes an image by its ID though it has several names, and though `user` names something that was made of the
+    /// image with this digest and may want it again.
     ///
     /// # Errors
     ///
-    /// [`StoreError::InUse`] where an [`Image`](super::Image) of it lives in any process.
-    pub fn remove(&self, name: &str, force: bool) -> Result<Vec<Removed>, StoreError> {
+    /// [`StoreError::InUse`] where an [`Image`](super::Image) of it lives in any process, [`StoreError::Wanted`] for what
+    /// `user` names.
+    pub fn remove(
+        &self,
+        name: &str,
+        force: bool,
+        user: impl Fn(&Digest) -> Option<String>,
+    ) -> Result<Vec<Removed>, StoreError> {
         let lock = self.lock_exclusive()?;
         let by_name = match self.short_names.parse(name) {
             Ok(reference) if !name.starts_with("sha256:") => self
@@ -115,6 +122,13 @@ impl Store {
         if is_last && !files::try_lock_exclusive(&record_file, &record_path)? {
             return Err(StoreError::InUse(name.into()));
         }
+        if is_last
+            && !force
+            && let Some(user) = user(&manifest)
+        {
+            let image = name.into();
+            return Err(StoreError::Wanted { image, user });
+        }
         let mut removed = Vec::new();
         for reference in going {
             self.remove_name(&reference)?;
@@ -136,10 +150,11 @@ impl Store {
     pub fn prune(&self, goes: impl Fn(&Listed) -> bool) -> Result<Pruned, StoreError> {
         let lock = self.lock_exclusive()?;
         let mut pruned = Pruned::default();
-        for image in self.list()?.into_iter().filter(|image| goes(image)) {
+        for image in self.list()? {
             let path = self.path(Kind::Images, &image.digest);
             let record = files::open(&path)?;
-            if !files::try_lock_exclusive(&record, &path)? {
+            // Asked when nobody can begin to use it any more.
+            if !files::try_lock_exclusive(&record, &path)? || !goes(&image) {
                 continue;
             }
             for (reference, _) in image.names {
