@@ -108,6 +108,8 @@ impl Containers {
         for part in ["", "names", "by-id"] {
             state_root::private_folder(&folder.join(part))?;
         }
+        // Whatever stays is there from the first command on.
+        open_lock(&folder.join("lock"))?;
         Ok(Self { folder })
     }
 

@@ -186,7 +186,7 @@ fn doctor_finds_this_host_able() {
 #[test]
 fn a57_without_kvm_run_says_so_at_once_and_leaves_nothing() {
     let script = format!(
-        "mount --bind /dev/null /dev/kvm && exec {} run --rm busybox true",
+        "mount --bind /dev/null /dev/kvm && exec {} run --rm --network none busybox true",
         crate::command::program().display()
     );
     let before = crate::command::traces(&crate::command::state_root());
