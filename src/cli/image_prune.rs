@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     container::state::Containers,
-    image::store::{Pruned, Removed},
+    image::{
+        digest::Digest,
+        store::{Pruned, Removed},
+    },
     state_root,
 };
 
@@ -76,13 +79,10 @@ pub fn prune(all: bool, filters: &[Filter]) -> anyhow::Result<Pruned> {
     let store = super::image_store()?;
     let wanted = Wanted::new(filters, &store)?;
     let containers = Containers::open(&state_root::locate()?)?;
+    // What cannot be told is spared.
+    let is_free = |image: &Digest| matches!(containers.made_of(image), Ok(None));
     Ok(store.prune(|image| {
-        // What cannot be told is spared.
-        let is_used = containers.list().map_or(true, |all| {
-            all.iter()
-                .any(|record| record.spec.image_digest == image.digest)
-        });
-        !is_used && (all || image.names.is_empty()) && wanted.has(image)
+        (all || image.names.is_empty()) && wanted.has(image) && is_free(&image.digest)
     })?)
 }
 

@@ -31,15 +31,9 @@ pub struct RmiArgs {
 pub fn run(arguments: &RmiArgs) -> anyhow::Result<ExitCode> {
     let store = super::image_store()?;
     let containers = Containers::open(&state_root::locate()?)?;
-    let user = |image: &Digest| {
-        let found = containers.list().map(|all| {
-            all.into_iter()
-                .find(|record| record.spec.image_digest == *image)
-        });
-        match found {
-            Ok(found) => found.map(|record| format!("container {}", record.spec.name)),
-            Err(error) => Some(format!("a container that cannot be read ({error})")),
-        }
+    let user = |image: &Digest| match containers.made_of(image) {
+        Ok(found) => found.map(|record| format!("container {}", record.spec.name)),
+        Err(error) => Some(format!("a container that cannot be read ({error})")),
     };
     let mut code = ExitCode::SUCCESS;
     for name in &arguments.images {

@@ -4,14 +4,16 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::foreground::{self, Foreground};
+use super::{
+    foreground::{self, Foreground},
+    stop::EndingFlags,
+};
 use crate::{
     container::{
         attach::keys::DetachKeys,
         error::RunError,
         launch, lifecycle,
         name::Id,
-        signal,
         state::{Containers, StateError},
     },
     state_root,
@@ -97,18 +99,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = RESTART_EXAMPLES)]
 pub struct RestartArgs {
-    /// Seconds until it is killed; -1 waits for ever
-    #[arg(
-        short = 't',
-        long = "timeout",
-        alias = "time",
-        value_name = "SECONDS",
-        allow_negative_numbers = true
-    )]
-    timeout: Option<i64>,
-    /// Signal to send in place of the container's own
-    #[arg(short, long, value_name = "SIGNAL", value_parser = signal::parse)]
-    signal: Option<u8>,
+    #[command(flatten)]
+    ending: EndingFlags,
     /// Names, IDs, or starts of IDs
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -117,7 +109,12 @@ pub struct RestartArgs {
 /// Restarts each.
 pub fn restart(arguments: &RestartArgs) -> anyhow::Result<ExitCode> {
     super::each(&arguments.containers, |containers, id| {
-        lifecycle::stop(containers, id, arguments.signal, arguments.timeout)?;
+        lifecycle::stop(
+            containers,
+            id,
+            arguments.ending.signal,
+            arguments.ending.timeout,
+        )?;
         in_background(containers, id)
     })
 }

@@ -12,10 +12,9 @@ Examples:
   pillbug stop -t 60 db          killed after a minute
   pillbug stop -s INT web        another signal";
 
-/// Ask containers to end, kill them if they do not
+/// How a container is asked to end.
 #[derive(Debug, Args)]
-#[command(after_help = STOP_EXAMPLES)]
-pub struct StopArgs {
+pub struct EndingFlags {
     /// Seconds until it is killed; -1 waits for ever
     #[arg(
         short = 't',
@@ -24,10 +23,18 @@ pub struct StopArgs {
         value_name = "SECONDS",
         allow_negative_numbers = true
     )]
-    timeout: Option<i64>,
+    pub timeout: Option<i64>,
     /// Signal to send in place of the container's own
     #[arg(short, long, value_name = "SIGNAL", value_parser = signal::parse)]
-    signal: Option<u8>,
+    pub signal: Option<u8>,
+}
+
+/// Ask containers to end, kill them if they do not
+#[derive(Debug, Args)]
+#[command(after_help = STOP_EXAMPLES)]
+pub struct StopArgs {
+    #[command(flatten)]
+    ending: EndingFlags,
     /// Names, IDs, or starts of IDs
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -36,7 +43,12 @@ pub struct StopArgs {
 /// Stops each.
 pub fn run(arguments: &StopArgs) -> anyhow::Result<ExitCode> {
     super::each(&arguments.containers, |containers, id| {
-        lifecycle::stop(containers, id, arguments.signal, arguments.timeout)
+        lifecycle::stop(
+            containers,
+            id,
+            arguments.ending.signal,
+            arguments.ending.timeout,
+        )
     })
 }
 

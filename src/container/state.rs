@@ -33,7 +33,10 @@ use super::{
     spec::Spec,
     status::Status,
 };
-use crate::state_root::{self, StateRootError};
+use crate::{
+    image::digest::Digest,
+    state_root::{self, StateRootError},
+};
 use file::{failed, lock_error, open_lock, read_json, sync_folder, write_json};
 
 /// Why containers on disk cannot be read or changed.
@@ -226,6 +229,16 @@ impl Containers {
         }
         records.sort_by_key(|record| std::cmp::Reverse(record.spec.created));
         Ok(records)
+    }
+
+    /// A container that was made of an image, running or not.
+    ///
+    /// # Errors
+    ///
+    /// As [`list`](Self::list).
+    pub fn made_of(&self, image: &Digest) -> Result<Option<Record>, StateError> {
+        let mut all = self.list()?.into_iter();
+        Ok(all.find(|record| record.spec.image_digest == *image))
     }
 
     /// Removes a container that is not running.
