@@ -33,11 +33,14 @@ use nix::{
     },
     unistd::ftruncate,
 };
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+use rustix::{
+    io::Errno,
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, recvmsg, send, sendmsg,
+    },
 };
-use vmm::{Ending, Event, NetConfig, VmConfig};
+use vmm::{Command as VmmCommand, Counters, Ending, Event, NetConfig, VmConfig};
 
 use lower::{Resource, lower};
 
@@ -128,6 +131,8 @@ pub enum SandboxEvent {
         /// The host's end.
         stream: UnixStream,
     },
+    /// The answer to [`VmmCommand::Count`].
+    Counters(Counters),
     /// It is over.
     Ended(Ending),
 }
@@ -233,8 +238,26 @@ impl Sandbox {
                     "a connection without a descriptor",
                 )));
             }
+            (Event::Counters(counters), _) => SandboxEvent::Counters(counters),
             (Event::Ended(ending), _) => SandboxEvent::Ended(ending),
         })
+    }
+
+    /// Asks something of the machine. One that has ended is not asked: its end is an event of its own.
+    ///
+    /// # Errors
+    ///
+    /// Where the VMM process does not listen.
+    pub fn tell(&self, command: &VmmCommand) -> Result<(), SandboxError> {
+        let message = serde_json::to_vec(command).map_err(SandboxError::Event)?;
+        match send(
+            &self.control,
+            &message,
+            SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+        ) {
+            Ok(_) | Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => Ok(()),
+            Err(error) => Err(SandboxError::Listen(error.into())),
+        }
     }
 
     fn configure(&self, config: &VmConfig, descriptors: &[OwnedFd]) -> io::Result<()> {

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use vmm::{
-    BlockConfig, BlockPart, ConsoleConfig, DescriptorIndex, KernelConfig, MemoryConfig, NetConfig,
-    SerialConfig, VmConfig, VsockConfig,
+    BlockConfig, BlockLimits, BlockPart, ConsoleConfig, DescriptorIndex, KernelConfig,
+    MemoryConfig, NetConfig, SerialConfig, VmConfig, VsockConfig,
 };
 
 use super::{SandboxConfig, SandboxError};
@@ -66,6 +66,7 @@ pub fn lower(config: &SandboxConfig) -> Result<(VmConfig, Vec<Resource>), Sandbo
             .collect(),
         read_only: true,
         serial: "root".into(),
+        limits: BlockLimits::default(),
     };
     let disk = config.disk.as_ref().map(|(path, bytes)| BlockConfig {
         parts: vec![BlockPart {
@@ -74,6 +75,7 @@ pub fn lower(config: &SandboxConfig) -> Result<(VmConfig, Vec<Resource>), Sandbo
         }],
         read_only: false,
         serial: "disk".into(),
+        limits: BlockLimits::default(),
     });
     let nets = config
         .nics
@@ -111,6 +113,7 @@ pub fn lower(config: &SandboxConfig) -> Result<(VmConfig, Vec<Resource>), Sandbo
             host_ports: vec![protocol::CONTROL_PORT, protocol::STREAM_PORT],
         }),
         console: ConsoleConfig { output: None },
+        balloon: true,
         rng: true,
         serial: console.map(|path| SerialConfig {
             output: index(Resource::Append(path.clone())),

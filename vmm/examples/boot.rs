@@ -110,6 +110,7 @@ fn machine(arguments: &[String]) -> Result<(VmConfig, Vec<OwnedFd>), Box<dyn Err
         console: ConsoleConfig {
             output: Some(add(std::io::stdout().as_fd().try_clone_to_owned()?)),
         },
+        balloon: false,
         rng: false,
         serial: None,
     };
@@ -127,6 +128,7 @@ fn machine(arguments: &[String]) -> Result<(VmConfig, Vec<OwnedFd>), Box<dyn Err
             }],
             read_only,
             serial: "example".to_owned(),
+            limits: vmm::BlockLimits::default(),
         });
     }
     Ok((config, descriptors))

@@ -28,6 +28,9 @@ pub struct VmConfig {
     pub vsock: Option<VsockConfig>,
     /// Virtio console (`/dev/hvc0`), always there: early messages and panics.
     pub console: ConsoleConfig,
+    /// Memory balloon, and reports of what the guest does not use.
+    #[serde(default)]
+    pub balloon: bool,
     /// Entropy device, fed from `getrandom(2)`.
     pub rng: bool,
     /// A 16550 at I/O port 0x3f8, for debugging a guest that does not come far enough for virtio.
@@ -70,6 +73,22 @@ pub struct BlockConfig {
     pub read_only: bool,
     /// Serial number that the guest reads, at most 20 bytes of ASCII.
     pub serial: String,
+    /// How much may pass.
+    #[serde(default)]
+    pub limits: BlockLimits,
+}
+
+/// How much may pass a block device in a second; none is no limit. A tenth of a second's worth may pass at once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockLimits {
+    /// Bytes read.
+    pub read_bytes: Option<u64>,
+    /// Requests to read.
+    pub reads: Option<u64>,
+    /// Bytes written, discarded or zeroed.
+    pub write_bytes: Option<u64>,
+    /// Requests to write, discard or zero.
+    pub writes: Option<u64>,
 }
 
 /// A run of a block device, taken from the start of a file.

@@ -1,6 +1,42 @@
-//! What a running machine tells its parent.
+//! What a running machine and its parent tell each other.
 
 use serde::{Deserialize, Serialize};
+
+/// Sent by the parent over the control socket, one a datagram, once the machine is [`Event::Running`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Ask the guest to do without this many bytes of its memory.
+    Balloon {
+        /// Rounded down to pages.
+        bytes: u64,
+    },
+    /// Tell what passed the devices so far: answered with [`Event::Counters`].
+    Count,
+}
+
+/// What passed a device since the machine was built.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Bytes to the guest: read from a disk, received from a network.
+    pub in_bytes: u64,
+    /// In how many requests or frames.
+    pub ins: u64,
+    /// Bytes from the guest: written to a disk, sent to a network.
+    pub out_bytes: u64,
+    /// In how many requests or frames.
+    pub outs: u64,
+}
+
+/// What a machine counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Of each block device, in order.
+    pub blocks: Vec<Traffic>,
+    /// Of each network device, in order.
+    pub nets: Vec<Traffic>,
+    /// Bytes that the guest does without, as it says.
+    pub balloon_bytes: u64,
+}
 
 /// Sent by the machine over its control socket, one a datagram.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +54,8 @@ pub enum Event {
         /// Of [`VsockConfig::host_ports`](crate::VsockConfig::host_ports).
         port: u32,
     },
+    /// The answer to [`Command::Count`].
+    Counters(Counters),
     /// The machine has ended; the last event.
     Ended(Ending),
 }

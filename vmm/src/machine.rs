@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::bus::{Bus, Overlap};
 use crate::config::{BlockConfig, DescriptorIndex, SerialConfig, VmConfig};
-use crate::control::Ending;
+use crate::control::{Counters, Ending};
 use crate::kernel::{self, KernelError};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::output::Output;
@@ -24,7 +24,7 @@ use crate::serial::{self, Serial};
 use crate::vcpu::{self, Vcpu, VcpuEnd, VcpuHandle, VcpuStartError};
 use crate::virtio::block::{Block, Disk, DiskError, Part};
 use crate::virtio::net::{Net, NetError};
-use crate::virtio::{Connector, Console, ConsoleTail, Rng, Vsock};
+use crate::virtio::{Balloon, BalloonSize, Connector, Console, ConsoleTail, Meter, Rng, Vsock};
 use crate::x86::{boot, cpuid, layout, mptable, registers};
 use slots::Slots;
 
@@ -100,6 +100,7 @@ pub struct Machine {
     vm: VmFd,
     vcpus: Vec<Vcpu>,
     console_tail: ConsoleTail,
+    controls: Controls,
     /// Mapped for as long as `vm` refers to it.
     memory: GuestMemory,
 }
@@ -111,6 +112,33 @@ pub struct RunningMachine {
     console_tail: ConsoleTail,
     _vm: VmFd,
     _memory: GuestMemory,
+}
+
+/// What can be asked of a machine while it runs; clones are of the same one.
+#[derive(Debug, Clone, Default)]
+pub struct Controls {
+    balloon: Option<BalloonSize>,
+    blocks: Vec<Meter>,
+    nets: Vec<Meter>,
+}
+
+impl Controls {
+    /// Asks the guest to do without `bytes` of its memory; nothing happens to one without a balloon.
+    pub fn balloon(&self, bytes: u64) {
+        if let Some(size) = &self.balloon {
+            size.want(bytes);
+        }
+    }
+
+    /// What passed the devices so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        Counters {
+            blocks: self.blocks.iter().map(Meter::traffic).collect(),
+            nets: self.nets.iter().map(Meter::traffic).collect(),
+            balloon_bytes: self.balloon.as_ref().map_or(0, BalloonSize::actual),
+        }
+    }
 }
 
 /// The descriptors that came with a configuration; each is taken once.
@@ -157,10 +185,14 @@ impl Machine {
         let vm = create_vm(&kvm, &memory)?;
 
         let mut slots = Slots::new(&vm, memory.clone());
+        let mut controls = Controls::default();
         for (index, block) in config.blocks.into_iter().enumerate() {
+            let limits = block.limits;
             let disk = disk(block, &mut descriptors)?
                 .map_err(|source| MachineError::Disk { index, source })?;
-            slots.add(Box::new(Block::new(disk)))?;
+            let block = Block::new(disk, limits);
+            controls.blocks.push(block.meter());
+            slots.add(Box::new(block))?;
         }
         let output = descriptors.take_output(config.console.output)?;
         let console = Console::new(output);
@@ -170,10 +202,16 @@ impl Machine {
             let descriptor = descriptors.take(net.descriptor)?;
             let net =
                 Net::new(&net, descriptor).map_err(|source| MachineError::Net { index, source })?;
+            controls.nets.push(net.meter());
             slots.add(Box::new(net))?;
         }
         if let Some(vsock) = config.vsock {
             slots.add(Box::new(Vsock::new(vsock, connector)))?;
+        }
+        if config.balloon {
+            let balloon = Balloon::new();
+            controls.balloon = Some(balloon.size());
+            slots.add(Box::new(balloon))?;
         }
         if config.rng {
             slots.add(Box::new(Rng::new()))?;
@@ -215,8 +253,15 @@ impl Machine {
             vcpus: vcpus.collect(),
             vm,
             console_tail,
+            controls,
             memory,
         })
+    }
+
+    /// What can be asked of it while it runs.
+    #[must_use]
+    pub fn controls(&self) -> Controls {
+        self.controls.clone()
     }
 
     /// Lets all vCPUs run.

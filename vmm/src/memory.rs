@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use vm_memory::mmap::FromRangesError;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
 use crate::config::VmConfig;
 
@@ -157,6 +157,29 @@ pub(crate) fn map_file(
             source: io::Error::last_os_error(),
         }),
         false => Ok(()),
+    }
+}
+
+/// Gives the whole pages of `range` back to the host; they read as zeroes from then on. Those that are a file's (see
+/// [`map_file`]) stay as they are, and what the host does not take stays too.
+pub(crate) fn discard(range: &VolatileSlice<'_>) {
+    let start = range.ptr_guard_mut().as_ptr() as usize;
+    let (first, end) = (
+        start.next_multiple_of(PAGE as usize),
+        (start + range.len()) / PAGE as usize * PAGE as usize,
+    );
+    if first >= end {
+        return;
+    }
+    // SAFETY: The range is inside of a mapping of guest memory, to which there are no references: this changes
+    // contents, as the guest may at any time.
+    let _ = unsafe { libc::madvise(first as *mut _, end - first, libc::MADV_REMOVE) };
+}
+
+/// As [`discard`], for the guest's addresses; what is not memory is passed over.
+pub(crate) fn discard_range(memory: &GuestMemory, address: u64, bytes: u64) {
+    if let Ok(slice) = memory.get_slice(GuestAddress(address), bytes as usize) {
+        discard(&slice);
     }
 }
 

@@ -6,24 +6,25 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::Builder;
 
 use nix::cmsg_space;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recvmsg, sendmsg};
 use nix::time::{ClockId, clock_gettime};
-use vmm_sys_util::epoll::EventSet;
 
 use crate::config::VmConfig;
-use crate::control::{Ending, Event};
-use crate::machine::{Machine, MachineError, error_chain};
-use crate::virtio::{Connector, Poller};
+use crate::control::{Command, Ending, Event};
+use crate::machine::{Controls, Machine, MachineError, error_chain};
+use crate::virtio::Connector;
 
 /// Longest configuration in bytes.
 const MAX_CONFIG: usize = 64 << 10;
+/// Longest command in bytes.
+const MAX_COMMAND: usize = 1 << 10;
 /// Most descriptors in one message (`SCM_MAX_FD`).
 const MAX_DESCRIPTORS: usize = 253;
-/// Address space of the stack of the thread that watches the parent.
+/// Address space of the stack of the thread that listens to the parent.
 const STACK: usize = 64 << 10;
 
 /// Why a process never became a machine.
@@ -37,8 +38,8 @@ enum ProcessError {
     TooLong,
     #[error("the configuration cannot be understood")]
     Config(#[source] serde_json::Error),
-    #[error("cannot watch the control socket")]
-    Watch(#[source] io::Error),
+    #[error("cannot listen to the control socket")]
+    Listen(#[source] io::Error),
     #[error("cannot build the machine")]
     Machine(#[from] MachineError),
 }
@@ -46,8 +47,8 @@ enum ProcessError {
 /// Becomes the machine that the parent describes over `control`, a `SOCK_SEQPACKET` Unix socket.
 ///
 /// The first datagram from the parent is a [`VmConfig`] in JSON with all its descriptors. From
-/// then on the parent only listens, to one [`Event`] in JSON a datagram; the last is
-/// [`Event::Ended`]. When the parent closes its end, or dies, the process exits at once.
+/// then on the parent sends [`Command`]s and listens to [`Event`]s, one in JSON a datagram; the last
+/// event is [`Event::Ended`]. When the parent closes its end, or dies, the process exits at once.
 ///
 /// The process does nothing else: this returns when the machine has ended, and the caller exits.
 #[must_use]
@@ -69,8 +70,10 @@ pub fn run(control: OwnedFd) -> ExitCode {
 
 fn serve(control: &Arc<OwnedFd>, process_started_ns: u64) -> Result<Ending, ProcessError> {
     let (config, descriptors) = receive(control)?;
-    watch_parent(control.clone())?;
+    let controls = Arc::new(OnceLock::new());
+    listen(control.clone(), controls.clone())?;
     let machine = Machine::new(config, descriptors, connector(control.clone()))?;
+    let _ = controls.set(machine.controls());
     let running = Event::Running {
         process_started_ns,
         built_ns: monotonic_ns(),
@@ -110,15 +113,25 @@ fn receive(control: &OwnedFd) -> Result<(VmConfig, Vec<OwnedFd>), ProcessError> 
     Ok((config, descriptors))
 }
 
-/// Ends the process at once when the parent's end of the control socket is gone.
-fn watch_parent(control: Arc<OwnedFd>) -> Result<(), ProcessError> {
-    let mut poller = Poller::new().map_err(ProcessError::Watch)?;
-    poller
-        .add(&*control, EventSet::READ_HANG_UP, ())
-        .map_err(ProcessError::Watch)?;
-    let watch = move || {
-        // Whatever the outcome: a machine that cannot be watched must not go on.
-        let _ = poller.wait();
+/// Does what the parent says, and ends the process at once when its end of the control socket is gone.
+fn listen(control: Arc<OwnedFd>, controls: Arc<OnceLock<Controls>>) -> Result<(), ProcessError> {
+    let listen = move || {
+        let mut buffer = [0; MAX_COMMAND];
+        loop {
+            match recv(control.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Err(nix::Error::EINTR) => {}
+                // Whatever the reason: a machine without a parent must not go on.
+                Ok(0) | Err(_) => break,
+                // What nobody understands, or comes before there is a machine, is passed over.
+                Ok(length) => {
+                    if let (Ok(command), Some(controls)) =
+                        (serde_json::from_slice(&buffer[..length]), controls.get())
+                    {
+                        obey(&control, controls, &command);
+                    }
+                }
+            }
+        }
         let _ = send(
             &control,
             &Event::Ended(Ending::Killed),
@@ -131,9 +144,20 @@ fn watch_parent(control: Arc<OwnedFd>) -> Result<(), ProcessError> {
     Builder::new()
         .name("parent".to_owned())
         .stack_size(STACK)
-        .spawn(watch)
-        .map_err(ProcessError::Watch)?;
+        .spawn(listen)
+        .map_err(ProcessError::Listen)?;
     Ok(())
+}
+
+fn obey(control: &OwnedFd, controls: &Controls, command: &Command) {
+    match command {
+        Command::Balloon { bytes } => controls.balloon(*bytes),
+        Command::Count => {
+            let counters = Event::Counters(controls.counters());
+            // A parent that does not listen does not want to know.
+            let _ = send(control, &counters, None, MsgFlags::MSG_DONTWAIT);
+        }
+    }
 }
 
 /// Gives the parent the host's end of each connection. One that the parent is too slow to take

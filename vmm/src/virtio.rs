@@ -3,13 +3,16 @@
 //! A device gets guest memory, queues and an interrupt; it knows neither KVM nor the bus. Its
 //! transport negotiates and hands over, then the device's one worker thread owns the queues.
 
+mod balloon;
 pub mod block;
 mod chain;
 mod console;
 mod device;
 mod interrupt;
+mod meter;
 pub mod net;
 mod queue;
+mod rate;
 mod rng;
 pub mod transport;
 mod vsock;
@@ -18,11 +21,14 @@ mod worker;
 #[cfg(test)]
 mod fake;
 
+pub use balloon::{Balloon, BalloonSize};
 pub use chain::{Buffers, BuffersError, Chain};
 pub use console::{Console, ConsoleTail};
 pub use device::{ActivateContext, ActivateError, VirtioDevice};
 pub use interrupt::Interrupt;
+pub use meter::Meter;
 pub use queue::{DeviceQueue, Filled, QueueError};
+pub use rate::Bucket;
 pub use rng::Rng;
 pub use vsock::{Connector, Vsock};
 pub use worker::{Poller, Worker};

@@ -81,6 +81,7 @@ fn machine(code: &[u8]) -> Option<(VmConfig, Vec<OwnedFd>)> {
         nets: Vec::new(),
         vsock: None,
         console: ConsoleConfig { output: None },
+        balloon: false,
         rng: false,
         serial: None,
     };

@@ -4,10 +4,12 @@
 //! cache does the rest.
 
 mod disk;
+mod limit;
 mod request;
 mod vectored;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
@@ -18,7 +20,12 @@ use vmm_sys_util::epoll::EventSet;
 pub use disk::{Disk, DiskError, Part};
 
 use super::device::copy_config;
-use super::{ActivateContext, ActivateError, DeviceQueue, Poller, VirtioDevice, Worker};
+use crate::config::BlockLimits;
+
+use limit::Limiter;
+use request::Work;
+
+use super::{ActivateContext, ActivateError, DeviceQueue, Meter, Poller, VirtioDevice, Worker};
 
 /// Virtio device ID (5.2.1).
 const DEVICE_TYPE: u32 = 2;
@@ -32,6 +39,8 @@ const MAX_SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
 #[derive(Debug)]
 pub struct Block {
     disk: Arc<Disk>,
+    limits: BlockLimits,
+    meter: Meter,
     config: [u8; 60],
     worker: Option<Worker<()>>,
 }
@@ -40,17 +49,27 @@ pub struct Block {
 enum Token {
     Stop,
     Kick,
+    /// What had to wait may pass.
+    Limit,
 }
 
 impl Block {
-    /// A device that shows `disk`.
+    /// A device that shows `disk`, within `limits`.
     #[must_use]
-    pub fn new(disk: Disk) -> Self {
+    pub fn new(disk: Disk, limits: BlockLimits) -> Self {
         Self {
+            limits,
+            meter: Meter::default(),
             config: config(&disk),
             disk: Arc::new(disk),
             worker: None,
         }
+    }
+
+    /// What passes it.
+    #[must_use]
+    pub fn meter(&self) -> Meter {
+        self.meter.clone()
     }
 }
 
@@ -89,11 +108,17 @@ impl VirtioDevice for Block {
         for queue in &context.queues {
             poller.add_queue(queue, Token::Kick).map_err(events)?;
         }
-        let disk = self.disk.clone();
+        let limiter = Limiter::new(self.limits, Instant::now()).map_err(events)?;
+        if let Some(timer) = limiter.timer() {
+            poller
+                .add(timer, EventSet::IN, Token::Limit)
+                .map_err(events)?;
+        }
+        let (disk, meter) = (self.disk.clone(), self.meter.clone());
         let worker = Worker::spawn("block", move |stop| {
             // A worker that cannot see its end is one that must not start.
             if poller.add(&stop, EventSet::IN, Token::Stop).is_ok() {
-                serve(&disk, &poller, context.queues);
+                serve(&disk, &poller, context.queues, limiter, &meter);
             }
         });
         self.worker = Some(worker.map_err(|source| ActivateError::SpawnWorker {
@@ -110,7 +135,13 @@ impl VirtioDevice for Block {
     }
 }
 
-fn serve(disk: &Disk, poller: &Poller<Token>, mut queues: Vec<DeviceQueue>) {
+fn serve(
+    disk: &Disk,
+    poller: &Poller<Token>,
+    mut queues: Vec<DeviceQueue>,
+    mut limiter: Limiter,
+    meter: &Meter,
+) {
     loop {
         let Ok(events) = poller.wait() else {
             return;
@@ -118,14 +149,25 @@ fn serve(disk: &Disk, poller: &Poller<Token>, mut queues: Vec<DeviceQueue>) {
         for (token, _) in events {
             match token {
                 Token::Stop => return,
-                Token::Kick => {
-                    for queue in &mut queues {
-                        // An error stopped the queue for good and the driver was told: what is
-                        // left is to wait for the reset.
-                        let _ = queue.serve(|chain| Some(request::answer(disk, chain)));
-                    }
-                }
+                Token::Limit => limiter.acknowledge(),
+                Token::Kick => {}
             }
+        }
+        for queue in &mut queues {
+            // An error stopped the queue for good and the driver was told: what is left is to wait for
+            // the reset.
+            let _ = queue.serve(|chain| {
+                let work = request::work(chain);
+                if !limiter.allows(work, Instant::now()) {
+                    return None;
+                }
+                match work {
+                    Work::In(bytes) => meter.count_in(bytes),
+                    Work::Out(bytes) => meter.count_out(bytes),
+                    Work::Other => {}
+                }
+                Some(request::answer(disk, chain))
+            });
         }
     }
 }

@@ -72,6 +72,12 @@ impl<'m> Buffers<'m> {
         Ok(object)
     }
 
+    /// Copies the next bytes out as a plain value and leaves them there; `None` where the first buffer has fewer.
+    #[must_use]
+    pub fn peek_object<T: ByteValued + Default>(&self) -> Option<T> {
+        self.slices.front()?.read_obj(0).ok()
+    }
+
     /// Copies `data` into the next `data.len()` bytes.
     ///
     /// # Errors

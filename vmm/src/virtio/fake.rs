@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -18,7 +17,7 @@ pub const WRITE: u16 = 2;
 pub const INDIRECT: u16 = 4;
 
 /// Size of the fake guest's memory, from address 0.
-pub const MEMORY: u64 = 16 << 20;
+pub const MEMORY: u64 = 32 << 20;
 const RINGS: u64 = 0x10_000;
 const BUFFERS: u64 = 0x10_0000;
 /// How long a test waits for a device before it fails, in milliseconds.
@@ -61,7 +60,7 @@ fn eventfd() -> EventFd {
 
 impl FakeDriver {
     pub fn new(queue_sizes: &[u16]) -> Self {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
+        let memory = crate::memory::tests::guest(MEMORY);
         let line = eventfd();
         let rings = queue_sizes.iter().enumerate().map(|(index, &size)| Ring {
             base: RINGS * (index as u64 + 1),
@@ -73,7 +72,7 @@ impl FakeDriver {
             pending: BTreeMap::new(),
         });
         Self {
-            memory: Arc::new(memory),
+            memory,
             interrupt: Interrupt::new(line.try_clone().unwrap()),
             rings: rings.collect(),
             line,

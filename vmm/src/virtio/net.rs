@@ -27,7 +27,7 @@ use frame::Filter;
 use server::{Port, Server};
 
 use super::device::copy_config;
-use super::{ActivateContext, ActivateError, VirtioDevice, Worker};
+use super::{ActivateContext, ActivateError, Meter, VirtioDevice, Worker};
 
 /// Device ID (5.1.1).
 const DEVICE_TYPE: u32 = 1;
@@ -58,6 +58,7 @@ pub struct Net {
     mtu: u16,
     /// Shared with the worker, which ends it when the other side of the back end goes.
     link_up: Arc<AtomicBool>,
+    meter: Meter,
     /// `None` while a worker has it, and for good where a worker could not be started.
     port: Option<Port>,
     worker: Option<Worker<Port>>,
@@ -82,6 +83,7 @@ impl Net {
             NetLink::Stream => Box::new(Stream::new(descriptor)),
         };
         let link_up = Arc::new(AtomicBool::new(true));
+        let meter = Meter::default();
         Ok(Self {
             features: backend.features()
                 | 1 << VIRTIO_NET_F_MAC
@@ -94,10 +96,18 @@ impl Net {
                 backend,
                 filter: Filter::new(config),
                 link_up: link_up.clone(),
+                meter: meter.clone(),
             }),
+            meter,
             link_up,
             worker: None,
         })
+    }
+
+    /// What passes it: frames without their virtio header.
+    #[must_use]
+    pub fn meter(&self) -> Meter {
+        self.meter.clone()
     }
 }
 

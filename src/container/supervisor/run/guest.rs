@@ -238,7 +238,7 @@ impl Run<'_> {
                 self.agent = Some(AgentClient::new(stream)?);
             }
             // Only the first control connection is the agent's: it is there before any other program.
-            SandboxEvent::Connected { .. } => {}
+            SandboxEvent::Connected { .. } | SandboxEvent::Counters(_) => {}
             SandboxEvent::Ended(ending) => return self.end(ending),
         }
         Ok(())

@@ -19,6 +19,8 @@ pub const MAX_RANGE_SECTORS: u32 = 1 << 22;
 /// Most ranges in one request.
 pub const MAX_RANGES: u32 = 32;
 
+/// Bytes of `struct virtio_blk_outhdr`, which every request begins with.
+const HEADER: u64 = 16;
 /// Bytes of `struct virtio_blk_discard_write_zeroes`.
 const RANGE: usize = 16;
 /// Its flag to free the space of what is zeroed.
@@ -37,6 +39,29 @@ enum RequestError {
     Unsupported,
     #[error("host file failed")]
     Host(#[from] io::Error),
+}
+
+/// What a request asks of the disk, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// A read.
+    In(u64),
+    /// A write, or a change of ranges, which counts as the request that it is.
+    Out(u64),
+    /// Anything else.
+    Other,
+}
+
+/// What the request in `chain` asks for, without taking anything from it.
+pub fn work(chain: &Chain<'_>) -> Work {
+    let kind = chain.readable.peek_object::<u32>();
+    let (readable, writable) = (chain.readable.len() as u64, chain.writable.len() as u64);
+    match kind {
+        Some(VIRTIO_BLK_T_IN) => Work::In(writable.saturating_sub(1)),
+        Some(VIRTIO_BLK_T_OUT) => Work::Out(readable.saturating_sub(HEADER)),
+        Some(VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES) => Work::Out(0),
+        _ => Work::Other,
+    }
 }
 
 /// Carries out the request in `chain` and puts its status there; how many bytes were written.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use virtio_bindings::virtio_blk::{
@@ -66,7 +67,11 @@ struct Bench {
 
 impl Bench {
     fn new(disk: Disk) -> Self {
-        let mut block = Block::new(disk);
+        Self::limited(disk, BlockLimits::default())
+    }
+
+    fn limited(disk: Disk, limits: BlockLimits) -> Self {
+        let mut block = Block::new(disk, limits);
         let driver = FakeDriver::new(&[QUEUE_SIZE]);
         block.activate(driver.context(0)).unwrap();
         Self { block, driver }
@@ -327,4 +332,25 @@ proptest! {
         }
         prop_assert_eq!(file.metadata().unwrap().len(), 8192);
     }
+}
+
+#[test]
+fn writes_wait_for_their_limit_and_are_counted() {
+    let disk = Disk::new(vec![part(&[], 1 << 20)], false, String::new()).unwrap();
+    let limits = BlockLimits {
+        write_bytes: Some(1 << 20),
+        ..BlockLimits::default()
+    };
+    let mut bench = Bench::limited(disk, limits);
+    let meter = bench.block.meter();
+    let start = Instant::now();
+    for _ in 0..4 {
+        assert_eq!(bench.send(VIRTIO_BLK_T_OUT, 0, &[7; 100 * 1024]), OK);
+    }
+    // A burst of 102.4 KiB, one request in debt, and the rest at 1 MiB a second.
+    assert!(start.elapsed() > Duration::from_millis(150));
+    let traffic = meter.traffic();
+    assert_eq!((traffic.outs, traffic.out_bytes), (4, 400 * 1024));
+    bench.read(0, 4096, 4096).unwrap();
+    assert_eq!(meter.traffic().in_bytes, 4096);
 }

@@ -9,7 +9,9 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::block_signal;
 
-use crate::virtio::{ActivateContext, Buffers, DeviceQueue, Filled, Interrupt, Poller, QueueError};
+use crate::virtio::{
+    ActivateContext, Buffers, DeviceQueue, Filled, Interrupt, Meter, Poller, QueueError,
+};
 
 use super::backend::{Backend, Incoming, Outgoing};
 use super::frame::{ETHERNET, Filter, HEADER, Header, INSPECTED, MAX_FRAME};
@@ -23,6 +25,7 @@ pub struct Port {
     pub backend: Box<dyn Backend>,
     pub filter: Filter,
     pub link_up: Arc<AtomicBool>,
+    pub meter: Meter,
 }
 
 /// What the worker sleeps on.
@@ -174,10 +177,12 @@ impl Server {
                     break;
                 }
             };
+            let length = incoming.frame.len() as u64;
             if fill(&mut self.receive, incoming, self.features)? == Filled::NoRoom {
                 self.wants_buffers = true;
                 break;
             }
+            self.port.meter.count_in(length);
             self.port.backend.taken();
             delivered += 1;
         }
@@ -237,7 +242,9 @@ fn transmit(port: &mut Port, frame: &mut Buffers<'_>, features: u64) -> io::Resu
         header,
         front,
         rest: frame,
-    })
+    })?;
+    port.meter.count_out(length as u64);
+    Ok(())
 }
 
 /// Gives the guest one frame. What it cannot take, by what it negotiated or by its buffers, is told
