@@ -90,6 +90,7 @@ pub fn lower(config: &SandboxConfig) -> Result<(VmConfig, Vec<Resource>), Sandbo
     let vm_config = VmConfig {
         kvm: index(Resource::Kvm),
         vcpus: config.vcpus,
+        nano_cpus: None,
         memory: MemoryConfig {
             memfd: index(Resource::Memory {
                 bytes: config.memory_bytes,

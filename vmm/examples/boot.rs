@@ -95,6 +95,7 @@ fn machine(arguments: &[String]) -> Result<(VmConfig, Vec<OwnedFd>), Box<dyn Err
     let mut config = VmConfig {
         kvm: add(kvm.into()),
         vcpus: vcpus.parse()?,
+        nano_cpus: None,
         memory: MemoryConfig {
             memfd: add(memfd),
             bytes,

@@ -15,6 +15,10 @@ pub struct VmConfig {
     pub kvm: DescriptorIndex,
     /// Virtual CPUs, 1 to [`VmConfig::MAX_VCPUS`].
     pub vcpus: u8,
+    /// Processor time for all of its process, in billionths of one processor; none is no limit but the number of
+    /// vCPUs.
+    #[serde(default)]
+    pub nano_cpus: Option<u64>,
     /// Guest memory.
     pub memory: MemoryConfig,
     /// What boots.

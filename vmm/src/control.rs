@@ -10,6 +10,15 @@ pub enum Command {
         /// Rounded down to pages.
         bytes: u64,
     },
+    /// Let no vCPU run until [`Command::Resume`].
+    Pause,
+    /// Let the vCPUs go on.
+    Resume,
+    /// Limit the processor time of the whole process.
+    Throttle {
+        /// In billionths of one processor; none is no limit.
+        nano_cpus: Option<u64>,
+    },
     /// Tell what passed the devices so far: answered with [`Event::Counters`].
     Count,
 }

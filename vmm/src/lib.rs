@@ -14,6 +14,7 @@ mod panic;
 pub mod probe;
 pub mod process;
 pub mod serial;
+mod throttle;
 pub mod vcpu;
 pub mod virtio;
 mod x86;

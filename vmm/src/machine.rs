@@ -5,7 +5,7 @@ mod slots;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
@@ -21,7 +21,8 @@ use crate::memory::{self, GuestMemory, MemoryError};
 use crate::output::Output;
 use crate::panic;
 use crate::serial::{self, Serial};
-use crate::vcpu::{self, Vcpu, VcpuEnd, VcpuHandle, VcpuStartError};
+use crate::throttle::Throttle;
+use crate::vcpu::{self, Gate, Reason, Vcpu, VcpuEnd, VcpuHandle, VcpuStartError};
 use crate::virtio::block::{Block, Disk, DiskError, Part};
 use crate::virtio::net::{Net, NetError};
 use crate::virtio::{Balloon, BalloonSize, Connector, Console, ConsoleTail, Meter, Rng, Vsock};
@@ -90,6 +91,9 @@ pub enum MachineError {
     /// A place for a device.
     #[error("cannot connect a device")]
     Slot(#[from] SlotError),
+    /// The limit of its processor time.
+    #[error("cannot limit its processor time")]
+    Throttle(#[source] io::Error),
     /// A vCPU's thread.
     #[error("cannot start the machine")]
     Start(#[from] VcpuStartError),
@@ -108,18 +112,22 @@ pub struct Machine {
 /// A machine that runs.
 pub struct RunningMachine {
     ends: Receiver<VcpuEnd>,
-    vcpus: Vec<VcpuHandle>,
+    controls: Controls,
     console_tail: ConsoleTail,
     _vm: VmFd,
     _memory: GuestMemory,
 }
 
 /// What can be asked of a machine while it runs; clones are of the same one.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Controls {
     balloon: Option<BalloonSize>,
     blocks: Vec<Meter>,
     nets: Vec<Meter>,
+    gate: Arc<Gate>,
+    throttle: Arc<Throttle>,
+    /// Empty until it is started.
+    vcpus: Arc<Mutex<Vec<VcpuHandle>>>,
 }
 
 impl Controls {
@@ -128,6 +136,42 @@ impl Controls {
         if let Some(size) = &self.balloon {
             size.want(bytes);
         }
+    }
+
+    /// Takes all vCPUs out of the guest until [`resume`](Self::resume): nothing of it runs. Its devices finish what they
+    /// were given.
+    pub fn pause(&self) {
+        self.close(Reason::Paused);
+    }
+
+    /// Lets the vCPUs go on.
+    pub fn resume(&self) {
+        self.gate.open(Reason::Paused);
+    }
+
+    /// Limits the machine to `nano_cpus` billionths of a processor, or no more.
+    ///
+    /// # Errors
+    ///
+    /// When the host has no thread left.
+    pub fn throttle(&self, nano_cpus: Option<u64>) -> io::Result<()> {
+        let (hold, release) = (self.clone(), self.clone());
+        self.throttle.limit(
+            nano_cpus,
+            move || hold.close(Reason::Throttled),
+            move || release.gate.open(Reason::Throttled),
+        )
+    }
+
+    fn close(&self, reason: Reason) {
+        self.gate.close(reason);
+        for vcpu in &mut *self.vcpus() {
+            vcpu.kick();
+        }
+    }
+
+    fn vcpus(&self) -> MutexGuard<'_, Vec<VcpuHandle>> {
+        self.vcpus.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What passed the devices so far.
@@ -244,10 +288,15 @@ impl Machine {
             .and_then(|()| registers::write_tables(&memory))
             .map_err(MachineError::Tables)?;
 
+        if config.nano_cpus.is_some() {
+            controls
+                .throttle(config.nano_cpus)
+                .map_err(MachineError::Throttle)?;
+        }
         let vcpus = create_vcpus(&kvm, &vm, config.vcpus, kernel.entry)?;
         let vcpus = (0..).zip(vcpus).map(|(id, fd)| {
             // One bus of each kind for all.
-            Vcpu::new(fd, id, ports.clone(), mmio.clone())
+            Vcpu::new(fd, id, ports.clone(), mmio.clone(), controls.gate.clone())
         });
         Ok(Self {
             vcpus: vcpus.collect(),
@@ -273,14 +322,15 @@ impl Machine {
         vcpu::install_kick()?;
         let run_size = self.vm.run_size();
         let (sender, ends) = channel();
-        let mut vcpus = Vec::with_capacity(self.vcpus.len());
+        let mut vcpus = self.controls.vcpus();
         // The one that boots comes last: the others wait in KVM until it starts them.
         for vcpu in self.vcpus.into_iter().rev() {
             vcpus.push(vcpu.start(run_size, sender.clone())?);
         }
+        drop(vcpus);
         Ok(RunningMachine {
             ends,
-            vcpus,
+            controls: self.controls,
             console_tail: self.console_tail,
             _vm: self.vm,
             _memory: self.memory,
@@ -309,8 +359,9 @@ impl RunningMachine {
 
     /// Stops all vCPUs and releases the machine. A process that is about to exit has no need to.
     pub fn stop(self) {
-        for vcpu in self.vcpus {
-            vcpu.stop();
+        self.controls.close(Reason::Stopped);
+        for vcpu in self.controls.vcpus().drain(..) {
+            vcpu.join();
         }
     }
 }

@@ -152,6 +152,12 @@ fn listen(control: Arc<OwnedFd>, controls: Arc<OnceLock<Controls>>) -> Result<()
 fn obey(control: &OwnedFd, controls: &Controls, command: &Command) {
     match command {
         Command::Balloon { bytes } => controls.balloon(*bytes),
+        Command::Pause => controls.pause(),
+        Command::Resume => controls.resume(),
+        Command::Throttle { nano_cpus } => {
+            // Without a thread for it the limit is what it was.
+            let _ = controls.throttle(*nano_cpus);
+        }
         Command::Count => {
             let counters = Event::Counters(controls.counters());
             // A parent that does not listen does not want to know.

@@ -2,17 +2,20 @@
 //!
 //! ```text
 //!   Created --start--> Running --an exit that ends the machine--> Ended
-//!                         |                                         ^
-//!                         +------------- stop (kick) ---------------+
+//!                       ^   |                                       ^
+//!          the gate opens   the gate closes (kick)                  |
+//!                       |   v                                       |
+//!                      Waiting ------ the gate closes for good -----+
 //! ```
 //!
 //! The first end of any vCPU is the machine's; every vCPU reports its own and then its thread is
 //! over. What a guest does on a vCPU reaches the host as an exit, and an exit is either one of the
 //! few ends below or an access that the bus takes.
 
+mod gate;
+
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::thread::{Builder, JoinHandle};
 
@@ -21,6 +24,8 @@ use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
+
+pub use gate::{Gate, Reason};
 
 /// A byte written here powers the machine off.
 pub const POWER_OFF_PORT: u16 = 0x600;
@@ -43,7 +48,7 @@ pub enum VcpuEnd {
     TripleFault,
     /// The host could not go on.
     Failed(VcpuError),
-    /// [`VcpuHandle::stop`] was called.
+    /// The gate was closed for good.
     Stopped,
 }
 
@@ -101,13 +106,13 @@ pub struct Vcpu {
     id: u8,
     ports: Arc<Bus>,
     mmio: Arc<Bus>,
+    gate: Arc<Gate>,
 }
 
 /// A vCPU that runs on its thread.
 pub struct VcpuHandle {
     /// The handle's own mapping of what KVM shares with the thread, for `immediate_exit`.
     run: KvmRunWrapper,
-    stop: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
@@ -137,7 +142,7 @@ pub enum VcpuStartError {
     },
 }
 
-/// Prepares the process for [`VcpuHandle::stop`]: the signal that kicks a vCPU only interrupts.
+/// Prepares the process for [`VcpuHandle::kick`]: the signal that kicks a vCPU only interrupts.
 ///
 /// # Errors
 ///
@@ -148,14 +153,15 @@ pub fn install_kick() -> Result<(), VcpuStartError> {
 }
 
 impl Vcpu {
-    /// A vCPU whose registers are in place, with what answers its accesses.
+    /// A vCPU whose registers are in place, with what answers its accesses and what it has to pass.
     #[must_use]
-    pub fn new(fd: VcpuFd, id: u8, ports: Arc<Bus>, mmio: Arc<Bus>) -> Self {
+    pub fn new(fd: VcpuFd, id: u8, ports: Arc<Bus>, mmio: Arc<Bus>, gate: Arc<Gate>) -> Self {
         Self {
             fd,
             id,
             ports,
             mmio,
+            gate,
         }
     }
 
@@ -173,23 +179,21 @@ impl Vcpu {
         let id = self.id;
         let run = KvmRunWrapper::mmap_from_fd(&self.fd, run_size)
             .map_err(|source| VcpuStartError::Map { id, source })?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
         let thread = Builder::new()
             .name(format!("vcpu{id}"))
             .stack_size(STACK)
             .spawn(move || {
-                let end = self.run(&stopped);
+                let end = self.run();
                 // Nobody listens any more when the machine ended by another vCPU.
                 let _ = ends.send(end);
             })
             .map_err(|source| VcpuStartError::Spawn { id, source })?;
-        Ok(VcpuHandle { run, stop, thread })
+        Ok(VcpuHandle { run, thread })
     }
 
-    fn run(&mut self, stop: &AtomicBool) -> VcpuEnd {
+    fn run(&mut self) -> VcpuEnd {
         let id = self.id;
-        while !stop.load(Ordering::Acquire) {
+        while self.pass_gate() {
             match self.fd.run() {
                 Ok(VcpuExit::MmioRead(address, data)) => self.mmio.read(address, data),
                 Ok(VcpuExit::MmioWrite(address, data)) => self.mmio.write(address, data),
@@ -219,6 +223,18 @@ impl Vcpu {
         VcpuEnd::Stopped
     }
 
+    /// Waits at the gate where it is closed; `false` where it stays so.
+    fn pass_gate(&mut self) -> bool {
+        while !self.gate.is_open() {
+            if !self.gate.wait() {
+                return false;
+            }
+            // Whoever closes the gate after this sets it again, after the gate that is looked at next.
+            self.fd.set_kvm_immediate_exit(0);
+        }
+        true
+    }
+
     fn internal_error(&mut self) -> VcpuError {
         // SAFETY: The exit reason says that this is the member of the union that KVM filled in.
         let suberror = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
@@ -231,14 +247,17 @@ impl Vcpu {
 }
 
 impl VcpuHandle {
-    /// Takes the vCPU out of the guest and waits for the end of its thread.
-    pub fn stop(mut self) {
-        self.stop.store(true, Ordering::Release);
+    /// Takes the vCPU out of the guest, so that it looks at the gate.
+    pub fn kick(&mut self) {
         // A thread that is about to enter the guest when the signal comes does not miss it: KVM
         // looks at this flag on entry.
         self.run.as_mut_ref().immediate_exit = 1;
         // Fails only for a thread that has ended.
         let _ = self.thread.kill(SIGRTMIN());
+    }
+
+    /// Waits for the end of its thread.
+    pub fn join(self) {
         let _ = self.thread.join();
     }
 }

@@ -5,15 +5,21 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::process::{Child, Command, Stdio};
+use std::process::{self, Child, Stdio};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
 };
+use nix::time::ClockId;
+use nix::unistd::Pid;
 use vmm::machine::{Machine, MachineError};
-use vmm::{ConsoleConfig, DescriptorIndex, Ending, Event, KernelConfig, MemoryConfig, VmConfig};
+use vmm::{
+    Command, ConsoleConfig, DescriptorIndex, Ending, Event, KernelConfig, MemoryConfig, VmConfig,
+};
 
 const MEMORY: u64 = 32 << 20;
 /// Where the code is, and starts.
@@ -68,6 +74,7 @@ fn machine(code: &[u8]) -> Option<(VmConfig, Vec<OwnedFd>)> {
     let config = VmConfig {
         kvm: DescriptorIndex(0),
         vcpus: 1,
+        nano_cpus: None,
         memory: MemoryConfig {
             memfd: DescriptorIndex(1),
             bytes: MEMORY,
@@ -188,7 +195,7 @@ fn spawn() -> (Child, OwnedFd) {
         SockFlag::SOCK_CLOEXEC,
     )
     .unwrap();
-    let child = Command::new(std::env::current_exe().unwrap())
+    let child = process::Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "machine_process"])
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())
@@ -279,4 +286,60 @@ fn a_process_says_why_there_is_no_machine() {
         assert!(message.contains(wanted), "{message}");
         child.wait().unwrap();
     }
+}
+
+/// Processor time of a process so far.
+fn used(child: &Child) -> Duration {
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    let clock = ClockId::pid_cpu_clock_id(pid).unwrap();
+    clock.now().unwrap().into()
+}
+
+fn tell(control: &OwnedFd, command: &Command) {
+    send(control, &serde_json::to_vec(command).unwrap(), &[]);
+}
+
+/// Everything that was said before has been heard.
+fn settle(control: &OwnedFd) {
+    tell(control, &Command::Count);
+    assert!(matches!(receive(control), Some(Event::Counters(_))));
+}
+
+#[test]
+fn a_machine_pauses_resumes_and_keeps_to_its_share() {
+    let Some((config, descriptors)) = machine(SPIN) else {
+        return;
+    };
+    let (mut child, control) = spawn();
+    send(
+        &control,
+        &serde_json::to_vec(&config).unwrap(),
+        &descriptors,
+    );
+    assert!(matches!(receive(&control), Some(Event::Running { .. })));
+    let moment = Duration::from_millis(200);
+
+    tell(&control, &Command::Pause);
+    settle(&control);
+    // The kick is on its way.
+    thread::sleep(moment);
+    let before = used(&child);
+    thread::sleep(moment);
+    let paused = used(&child) - before;
+    assert!(paused < moment / 10, "{paused:?}");
+
+    tell(
+        &control,
+        &Command::Throttle {
+            nano_cpus: Some(200_000_000),
+        },
+    );
+    tell(&control, &Command::Resume);
+    settle(&control);
+    let (start, before) = (Instant::now(), used(&child));
+    thread::sleep(moment * 10);
+    let share = (used(&child) - before).as_secs_f64() / start.elapsed().as_secs_f64();
+    assert!((0.02..0.35).contains(&share), "{share}");
+    drop(control);
+    child.wait().unwrap();
 }
