@@ -9,24 +9,24 @@
 //! passt go with the machine, and every command that touches networks first clears away what dead
 //! processes left and puts the firewall's rules back as the leases say.
 
+mod attachment;
 mod bridge;
 mod definition;
 mod error;
 mod firewall;
 mod holder;
 mod lease;
+pub mod names;
 pub mod port;
 mod proxy;
-mod resolver;
+pub mod resolver;
 mod user;
 
 use std::{
     fs::{File, OpenOptions},
-    io,
-    net::{IpAddr, Ipv4Addr, SocketAddrV4},
-    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
+    net::Ipv4Addr,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    process::Child,
 };
 
 use nix::{
@@ -34,14 +34,13 @@ use nix::{
     unistd::Uid,
 };
 
+pub use attachment::{Attachment, Endpoint, Nic, Request};
 pub use definition::{Definition, NewNetwork};
 pub use error::NetworkError;
 pub use lease::Published;
 
 use crate::state_root;
-use lease::{Held, Lease};
-use port::Publish;
-use proxy::Proxy;
+use lease::Lease;
 
 /// Name of the network that containers of root are on unless told otherwise.
 pub const BRIDGE: &str = "bridge";
@@ -49,61 +48,6 @@ pub const BRIDGE: &str = "bridge";
 pub const USER: &str = "user";
 /// Name of no network.
 pub const NONE: &str = "none";
-
-/// Who wants to be connected, and how.
-#[derive(Debug, Clone)]
-pub struct Request<'a> {
-    /// Name of the network.
-    pub network: &'a str,
-    /// ID of the container.
-    pub id: &'a str,
-    /// Name of the container, for messages.
-    pub name: &'a str,
-    /// This address and no other.
-    pub ip: Option<Ipv4Addr>,
-    /// This MAC address and no other.
-    pub mac: Option<[u8; 6]>,
-    /// Name servers in place of the host's.
-    pub dns: &'a [Ipv4Addr],
-    /// Ports to publish.
-    pub publish: &'a [Publish],
-    /// File for what passt has to say.
-    pub log: &'a Path,
-}
-
-/// What a machine's network device is made of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Nic {
-    /// Whether frames pass a TAP device (and whether that segments UDP) or a stream.
-    pub tap: Option<bool>,
-    /// MAC address of the guest.
-    pub mac: [u8; 6],
-    /// Its address, and the bits that its subnet shares.
-    pub ip: (Ipv4Addr, u8),
-    /// The way to everywhere else.
-    pub gateway: Option<Ipv4Addr>,
-    /// Who is asked for names.
-    pub servers: Vec<IpAddr>,
-    /// Longest packet in bytes.
-    pub mtu: u16,
-    /// Where the device lets no packet go, as address and prefix.
-    pub denied: Vec<(Ipv4Addr, u8)>,
-    /// What may be reached in there all the same.
-    pub allowed: Vec<SocketAddrV4>,
-}
-
-/// A machine's connection to a network. It ends when this is dropped.
-#[derive(Debug)]
-pub struct Attachment {
-    /// What the guest and its device are told.
-    pub nic: Nic,
-    /// Where published ports are.
-    pub published: Vec<Published>,
-    networks: Networks,
-    held: Option<Held>,
-    passt: Option<Child>,
-    _proxies: Vec<Proxy>,
-}
 
 /// All networks of one state folder.
 #[derive(Debug, Clone)]
@@ -167,66 +111,6 @@ impl Networks {
             networks: self,
             _lock: lock,
         })
-    }
-
-    /// Connects a machine. The descriptor is for its device, and to be kept by nobody else.
-    ///
-    /// # Errors
-    ///
-    /// [`NetworkError`]; nothing is left behind.
-    pub fn attach(&self, request: &Request<'_>) -> Result<(Attachment, OwnedFd), NetworkError> {
-        let locked = self.lock()?;
-        let leases = locked.sweep()?;
-        let (published, listeners) = port::bind(request.publish, &leases)?;
-        match request.network {
-            USER => {
-                if let Some(option) = request.unusable_without_bridge() {
-                    return Err(NetworkError::NeedsBridge(option));
-                }
-                let lease = Lease::new(request, None, published.clone());
-                let held = lease::hold(&self.folder, lease)?;
-                let (nic, passt, stream) = user::start(request)?;
-                let attachment = Attachment {
-                    nic,
-                    published,
-                    networks: self.clone(),
-                    held: Some(held),
-                    passt: Some(passt),
-                    _proxies: Vec::new(),
-                };
-                Ok((attachment, stream))
-            }
-            name => {
-                let definition = locked.bridge(name)?;
-                let address = definition.choose(request.ip, &leases)?;
-                let lease = Lease::new(request, Some((&definition, address)), published.clone());
-                let (mac, tap_name) = (lease.mac, lease.tap.clone());
-                let held = lease::hold(&self.folder, lease)?;
-                // From here on, dropping it takes back what was done.
-                let mut attachment = Attachment {
-                    nic: definition.nic(address, mac, request.dns),
-                    published,
-                    networks: self.clone(),
-                    held: Some(held),
-                    passt: None,
-                    _proxies: Vec::new(),
-                };
-                // The rules come before the device that they wall in.
-                let connected = locked.apply().and_then(|()| {
-                    let (tap, udp_offload) = bridge::plug(&definition, &tap_name)?;
-                    attachment.nic.tap = Some(udp_offload);
-                    attachment._proxies = listeners
-                        .into_iter()
-                        .map(|listener| Proxy::start(listener, address))
-                        .collect::<io::Result<_>>()
-                        .map_err(NetworkError::Proxy)?;
-                    Ok(tap)
-                });
-                // What goes takes the lock itself.
-                drop(locked);
-                Ok((attachment, connected?))
-            }
-        }
     }
 
     /// Where ports of the container called `id` are published.
@@ -336,39 +220,6 @@ impl Locked<'_> {
         match definition::all(&self.networks.folder)?.is_empty() {
             true => firewall::clear(),
             false => self.apply(),
-        }
-    }
-}
-
-impl Request<'_> {
-    /// The first option given that takes a bridge. Behind a passt, answers to who asked at a port would
-    /// be packets to anywhere, which the walls do not tell from others.
-    fn unusable_without_bridge(&self) -> Option<&'static str> {
-        match (self.ip, self.publish) {
-            (Some(_), _) => Some("--ip"),
-            (None, [_, ..]) => Some("a published port"),
-            (None, []) => None,
-        }
-    }
-}
-
-impl Drop for Attachment {
-    fn drop(&mut self) {
-        if let Some(mut passt) = self.passt.take() {
-            // It ended with the machine, or does now.
-            let _ = passt.kill();
-            let _ = passt.wait();
-        }
-        let Some(held) = self.held.take() else {
-            return;
-        };
-        let is_walled = held.lease().ip.is_some();
-        // What cannot be taken back now is by the next command.
-        if let Ok(locked) = self.networks.lock() {
-            held.release();
-            if is_walled {
-                let _ = locked.apply();
-            }
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     io, mem,
-    os::fd::{BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use protocol::{
@@ -53,6 +53,7 @@ pub enum AgentError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Subject {
     Control,
+    Names,
     End(ProcessId),
     Report(ProcessId),
     /// A stream, and whether it is the side that is written to.
@@ -63,6 +64,7 @@ impl Subject {
     fn encode(self) -> EventData {
         let (ProcessId(id), kind) = match self {
             Self::Control => (ProcessId(0), 0),
+            Self::Names => (ProcessId(0), 9),
             Self::End(id) => (id, 1),
             Self::Report(id) => (id, 2),
             Self::Stream(id, channel, sink) => (id, 3 + 2 * channel as u64 + u64::from(sink)),
@@ -80,7 +82,8 @@ impl Subject {
             2 => Self::Report(id),
             3 | 4 => Self::Stream(id, Channel::Stdin, kind == 4),
             5 | 6 => Self::Stream(id, Channel::Stdout, kind == 6),
-            _ => Self::Stream(id, Channel::Stderr, kind == 8),
+            7 | 8 => Self::Stream(id, Channel::Stderr, kind == 8),
+            _ => Self::Names,
         }
     }
 }
@@ -184,6 +187,13 @@ impl Agent {
                 }
                 return Ok(!self.control.at_end());
             }
+            Subject::Names => {
+                if let Stage::Prepared(sandbox) = &mut self.stage
+                    && let Some(names) = &mut sandbox.names
+                {
+                    names.serve(&mut self.buffer);
+                }
+            }
             Subject::Report(id) => {
                 let message = self.processes.get_mut(&id).and_then(Process::read_report);
                 if let Some(message) = message {
@@ -230,6 +240,11 @@ impl Agent {
                     Ok(sandbox) => Stage::Prepared(Box::new(sandbox)),
                     Err(failure) => Stage::Failed(failure),
                 };
+                if let Stage::Prepared(sandbox) = &self.stage
+                    && let Some(names) = &sandbox.names
+                {
+                    self.watch(names.as_fd(), Subject::Names, EventFlags::IN)?;
+                }
             }
             HostMessage::Start { id, process, stdio } => match self.start(id, &process, &stdio) {
                 Ok(process) => self.admit(id, process)?,
@@ -388,7 +403,12 @@ mod tests {
     #[test]
     fn a_subject_survives_the_kernel() {
         let id = ProcessId(u32::MAX);
-        let mut subjects = vec![Subject::Control, Subject::End(id), Subject::Report(id)];
+        let mut subjects = vec![
+            Subject::Control,
+            Subject::Names,
+            Subject::End(id),
+            Subject::Report(id),
+        ];
         for channel in Channel::ALL {
             subjects.extend([
                 Subject::Stream(id, channel, false),

@@ -9,19 +9,15 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use libc::{IFA_ADDRESS, IFA_F_NODAD, IFA_LOCAL, IFF_UP, NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST};
+use libc::{IFA_ADDRESS, IFA_F_NODAD, IFA_LOCAL, IFF_UP, NLM_F_ACK, NLM_F_CREATE};
 use protocol::{Interface, Resolver, StartStage};
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netdevice::name_to_index, recv,
-    send, socket_with,
+use rustix::net::netdevice::name_to_index;
+
+use crate::{
+    failure::{At, Failure},
+    names,
+    netlink::{self, Message},
 };
-
-use crate::failure::{At, Failure};
-
-/// Bytes of `struct nlmsghdr`.
-const HEADER: usize = 16;
-/// Bytes of the largest answer: an error, and the header of what it is about.
-const ANSWER: usize = 1024;
 
 /// The gateway need not be in the subnet of an address (linux/rtnetlink.h).
 const RTNH_F_ONLINK: u32 = 4;
@@ -38,13 +34,8 @@ impl Network {
     ///
     /// Those of the kernel.
     pub fn open() -> io::Result<Self> {
-        let socket = socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            // NETLINK_ROUTE is 0.
-            None,
-        )?;
+        // NETLINK_ROUTE is 0.
+        let socket = netlink::open(None)?;
         let network = Self { socket };
         // The first interface of every network namespace.
         network.up(1)?;
@@ -81,27 +72,27 @@ impl Network {
     /// `RTM_NEWLINK` with `struct ifinfomsg`.
     fn up(&self, index: u32) -> io::Result<()> {
         let up = IFF_UP.cast_unsigned();
-        let mut message = Message::new(libc::RTM_NEWLINK, 0);
+        let mut message = Message::new(libc::RTM_NEWLINK, NLM_F_ACK);
         message.put(&[0; 4]).put(&index.to_ne_bytes());
         // Flags, and which of them to change.
         message.put(&up.to_ne_bytes()).put(&up.to_ne_bytes());
-        self.ask(message)
+        netlink::ask(&self.socket, &message.finish())
     }
 
     /// `RTM_NEWADDR` with `struct ifaddrmsg`. Nobody else has the address: there is nothing to detect.
     fn add_address(&self, index: u32, ip: IpAddr, prefix: u8) -> io::Result<()> {
-        let mut message = Message::new(libc::RTM_NEWADDR, NLM_F_CREATE);
+        let mut message = Message::new(libc::RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE);
         message
             .put(&[family(ip), prefix, IFA_F_NODAD as u8, 0])
             .put(&index.to_ne_bytes());
         message.attribute(IFA_LOCAL, &octets(ip));
         message.attribute(IFA_ADDRESS, &octets(ip));
-        self.ask(message)
+        netlink::ask(&self.socket, &message.finish())
     }
 
     /// `RTM_NEWROUTE` with `struct rtmsg`: the default route.
     fn add_gateway(&self, index: u32, gateway: IpAddr) -> io::Result<()> {
-        let mut message = Message::new(libc::RTM_NEWROUTE, NLM_F_CREATE);
+        let mut message = Message::new(libc::RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE);
         message
             .put(&[family(gateway), 0, 0, 0])
             .put(&[
@@ -113,23 +104,7 @@ impl Network {
             .put(&RTNH_F_ONLINK.to_ne_bytes());
         message.attribute(libc::RTA_GATEWAY, &octets(gateway));
         message.attribute(libc::RTA_OIF, &index.to_ne_bytes());
-        self.ask(message)
-    }
-
-    /// Sends a request and reads the answer to it, `struct nlmsgerr`: an error number or zero.
-    fn ask(&self, message: Message) -> io::Result<()> {
-        send(&self.socket, &message.finish(), SendFlags::empty())?;
-        let mut answer = [0; ANSWER];
-        let (length, _) = recv(&self.socket, &mut answer[..], RecvFlags::empty())?;
-        let error = answer[..length]
-            .get(HEADER..HEADER + 4)
-            .and_then(|bytes| bytes.try_into().ok())
-            .map(i32::from_ne_bytes);
-        match error {
-            Some(0) => Ok(()),
-            Some(error) => Err(io::Error::from_raw_os_error(-error)),
-            None => Err(io::ErrorKind::UnexpectedEof.into()),
-        }
+        netlink::ask(&self.socket, &message.finish())
     }
 }
 
@@ -158,7 +133,8 @@ pub fn settings(interfaces: &[Interface]) -> impl Iterator<Item = (String, &'sta
 /// `/etc/resolv.conf` (resolv.conf(5)); empty where there is no name server.
 pub fn resolv_conf(resolver: &Resolver) -> String {
     let mut text = String::new();
-    for server in &resolver.servers {
+    let relay = resolver.relay.then_some(IpAddr::V4(names::ADDRESS));
+    for server in relay.iter().chain(&resolver.servers) {
         text.extend(["nameserver ", &server.to_string(), "\n"]);
     }
     for (keyword, words) in [("search", &resolver.search), ("options", &resolver.options)] {
@@ -184,62 +160,10 @@ fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-/// A netlink message under construction (netlink(7)).
-struct Message(Vec<u8>);
-
-impl Message {
-    fn new(kind: u16, flags: i32) -> Self {
-        // All of them are below 2^16.
-        let flags = (NLM_F_REQUEST | NLM_F_ACK | flags) as u16;
-        let mut message = Self(vec![0; 4]);
-        // Sequence number and port are of no use to one who asks one thing at a time.
-        message
-            .put(&kind.to_ne_bytes())
-            .put(&flags.to_ne_bytes())
-            .put(&[0; 8]);
-        message
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> &mut Self {
-        self.0.extend_from_slice(bytes);
-        self
-    }
-
-    /// A `struct rtattr` of a few bytes, padded to four.
-    fn attribute(&mut self, kind: u16, value: &[u8]) {
-        let length = (4 + value.len()) as u16;
-        self.put(&length.to_ne_bytes())
-            .put(&kind.to_ne_bytes())
-            .put(value);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-    }
-
-    /// With the length in its place.
-    fn finish(mut self) -> Vec<u8> {
-        let length = self.0.len() as u32;
-        self.0[..4].copy_from_slice(&length.to_ne_bytes());
-        self.0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use protocol::InterfaceAddress;
-
-    #[test]
-    fn a_message_is_laid_out_as_the_kernel_reads_it() {
-        let mut message = Message::new(libc::RTM_NEWADDR, 0);
-        message.put(&[2, 24, 0, 0]).put(&7u32.to_ne_bytes());
-        message.attribute(IFA_LOCAL, &[10, 0, 0, 1]);
-        message.attribute(IFA_ADDRESS, b"12345");
-        let bytes = message.finish();
-        assert_eq!(bytes[..4], 44u32.to_ne_bytes());
-        assert_eq!(bytes[4..8], [20, 0, 5, 0]);
-        assert_eq!(bytes[16..24], [2, 24, 0, 0, 7, 0, 0, 0]);
-        assert_eq!(bytes[24..32], [8, 0, 2, 0, 10, 0, 0, 1]);
-        assert_eq!(bytes[32..], *b"\x09\0\x01\x0012345\0\0\0");
-    }
 
     #[test]
     fn the_resolver_is_written_down() {
@@ -248,6 +172,7 @@ mod tests {
             servers: vec![[10, 0, 0, 1].into(), IpAddr::from([0xfd00; 8])],
             search: vec!["a.example".into(), "b.example".into()],
             options: vec!["ndots:2".into()],
+            relay: false,
         };
         assert_eq!(
             resolv_conf(&resolver),
@@ -256,6 +181,11 @@ mod tests {
              search a.example b.example\n\
              options ndots:2\n"
         );
+        let relay = Resolver {
+            relay: true,
+            ..Resolver::default()
+        };
+        assert_eq!(resolv_conf(&relay), "nameserver 127.0.0.11\n");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::{
     etc,
     failure::{At, Failure},
     mount,
+    names::Names,
     network::{self, Network},
     rootfs::Rootfs,
 };
@@ -68,6 +69,8 @@ pub struct Sandbox {
     pub rootfs: Rootfs,
     /// Files of the agent's that stand in for the image's: path in the container, and a detached mount.
     pub files: [(&'static str, OwnedFd); 3],
+    /// The name server, where there is one, until the agent takes it.
+    pub names: Option<Names>,
 }
 
 impl Sandbox {
@@ -79,6 +82,10 @@ impl Sandbox {
     pub fn prepare(base: Base, setup: Setup) -> Result<Self, Failure> {
         let rootfs = Rootfs::mount(&setup)?;
         base.network.configure(&setup.interfaces)?;
+        let names = match setup.resolver.relay {
+            true => Some(Names::open().at(StartStage::Network, "name server")?),
+            false => None,
+        };
         let files = [
             file("/etc/hostname", "/hostname", &etc::hostname(&setup)),
             file("/etc/hosts", "/hosts", &etc::hosts(&setup)),
@@ -99,6 +106,7 @@ impl Sandbox {
             setup,
             rootfs,
             files,
+            names,
         })
     }
 

@@ -1,6 +1,6 @@
 //! The flags of `run` and `create` that are about networks.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -9,7 +9,7 @@ use protocol::HostEntry;
 use crate::{
     container::network::NetworkSpec,
     network::{
-        self, NONE, USER,
+        self, Endpoint, NONE, USER,
         port::{self, Publish},
     },
 };
@@ -17,9 +17,12 @@ use crate::{
 /// The flags.
 #[derive(Debug, Args)]
 pub struct NetworkFlags {
-    /// Network: bridge (root only), user, none, or one of `pillbug network create`
-    #[arg(long, visible_alias = "net", value_name = "NETWORK")]
-    network: Option<String>,
+    /// Network: bridge (root only), user, none, or one of `pillbug network create`; again for a further one
+    #[arg(long, visible_alias = "net", value_name = "NETWORK[,OPTION=VALUE]", value_parser = endpoint)]
+    network: Vec<Endpoint>,
+    /// A further name of the container on its network
+    #[arg(long, visible_alias = "net-alias", value_name = "NAME", value_parser = name)]
+    network_alias: Vec<String>,
     /// Publish a port, on 127.0.0.1 unless an address is given, such as 8080:80
     #[arg(short, long, value_name = "[ADDRESS:][HOST:]PORT[/udp]", value_parser = publish)]
     publish: Vec<Ports>,
@@ -29,6 +32,9 @@ pub struct NetworkFlags {
     /// IPv4 address in the network
     #[arg(long, value_name = "ADDRESS")]
     ip: Option<Ipv4Addr>,
+    /// IPv6 address in the network
+    #[arg(long, value_name = "ADDRESS")]
+    ip6: Option<Ipv6Addr>,
     /// MAC address, such as 02:70:00:00:00:01
     #[arg(long, value_name = "ADDRESS", value_parser = mac)]
     mac_address: Option<Mac>,
@@ -70,9 +76,19 @@ impl NetworkFlags {
     /// As meant; tells what one might not expect.
     pub fn into_request(self) -> anyhow::Result<NetworkRequest> {
         let publish: Vec<Publish> = self.publish.into_iter().flat_map(|ports| ports.0).collect();
-        let needs_network = !publish.is_empty() || self.publish_all || self.ip.is_some();
-        let network = choose(self.network.as_deref(), needs_network)?;
-        if network == USER && (!publish.is_empty() || self.publish_all) {
+        let endpoints = endpoints(
+            self.network,
+            &Endpoint {
+                network: String::new(),
+                aliases: self.network_alias,
+                ip: self.ip,
+                ip6: self.ip6,
+                mac: self.mac_address.map(|mac| mac.0),
+            },
+            !publish.is_empty() || self.publish_all,
+        )?;
+        let is_user = endpoints.iter().any(|one| one.network == USER);
+        if is_user && (!publish.is_empty() || self.publish_all) {
             bail!("ports are published on bridged networks only so far, which take root");
         }
         for port in publish.iter().filter(|port| port.address.is_none()) {
@@ -87,17 +103,75 @@ impl NetworkFlags {
         }
         Ok(NetworkRequest {
             network: NetworkSpec {
-                network,
+                endpoints,
                 publish,
                 publish_all: self.publish_all,
-                ip: self.ip,
-                mac: self.mac_address.map(|mac| mac.0),
                 dns: self.dns,
             },
             dns_search: self.dns_search,
             dns_options: self.dns_option,
             extra_hosts: self.add_host,
         })
+    }
+}
+
+/// The endpoints that are meant: those of `--network`, where the other flags are about the first one.
+fn endpoints(
+    mut given: Vec<Endpoint>,
+    first: &Endpoint,
+    is_published: bool,
+) -> anyhow::Result<Vec<Endpoint>> {
+    if given.is_empty() {
+        given.push(Endpoint::default());
+    }
+    let is_needed = is_published || *first != Endpoint::default() || given.len() > 1;
+    for (position, endpoint) in given.iter_mut().enumerate() {
+        let network = Some(&*endpoint.network).filter(|name| !name.is_empty());
+        endpoint.network = choose(network, is_needed)?;
+        if position == 0 {
+            endpoint.aliases.extend(first.aliases.iter().cloned());
+            endpoint.ip = first.ip.or(endpoint.ip);
+            endpoint.ip6 = first.ip6.or(endpoint.ip6);
+            endpoint.mac = first.mac.or(endpoint.mac);
+        }
+    }
+    Ok(given)
+}
+
+/// A network, or as Docker writes one with more to say of it: `name=NETWORK,alias=NAME,ip=ADDRESS`.
+fn endpoint(text: &str) -> anyhow::Result<Endpoint> {
+    let mut endpoint = Endpoint::default();
+    if !text.contains(['=', ',']) {
+        endpoint.network = text.into();
+        return Ok(endpoint);
+    }
+    for part in text.split(',') {
+        match part.split_once('=') {
+            None | Some(("name", _)) if endpoint.network.is_empty() => {
+                endpoint.network = part.strip_prefix("name=").unwrap_or(part).into();
+            }
+            Some(("alias", alias)) => endpoint.aliases.push(name(alias)?),
+            Some(("ip", ip)) => endpoint.ip = Some(ip.parse().context("of ip=")?),
+            Some(("ip6", ip)) => endpoint.ip6 = Some(ip.parse().context("of ip6=")?),
+            Some(("mac-address", address)) => endpoint.mac = Some(mac(address)?.0),
+            _ => bail!(
+                "{part:?} is none of name=, alias=, ip=, ip6= and mac-address=, each after a comma"
+            ),
+        }
+    }
+    match endpoint.network.is_empty() {
+        true => bail!("it names no network"),
+        false => Ok(endpoint),
+    }
+}
+
+/// A name that can be asked for: labels of up to 63 letters, digits, hyphens and underscores (RFC 1035, 2.3.4).
+fn name(text: &str) -> anyhow::Result<String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
+    let is_label = |label: &str| (1..=63).contains(&label.len()) && label.chars().all(is_plain);
+    match text.len() <= 253 && text.split('.').all(is_label) {
+        true => Ok(text.to_owned()),
+        false => bail!("it is no name: letters, digits, `-` and `_`, with dots between"),
     }
 }
 
@@ -110,7 +184,7 @@ fn choose(given: Option<&str>, is_needed: bool) -> anyhow::Result<String> {
         ),
         Some("overlay" | "macvlan") => bail!("a network is given by its name, not by its driver"),
         Some(NONE) if is_needed => {
-            bail!("without a network there is no address and no port to publish")
+            bail!("without a network there is no address, no name and no port to publish")
         }
         Some(name) if name != "default" => return Ok(name.to_owned()),
         _ => {}
@@ -172,6 +246,43 @@ fn host(text: &str) -> anyhow::Result<HostEntry> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn networks_are_given_by_name_or_with_more_to_say() {
+        assert_eq!(endpoint("app").unwrap().network, "app");
+        let whole =
+            "name=app,alias=db,alias=data,ip=10.9.0.7,ip6=fd00::7,mac-address=02:00:00:00:00:07";
+        let expected = Endpoint {
+            network: "app".into(),
+            aliases: vec!["db".into(), "data".into()],
+            ip: Some([10, 9, 0, 7].into()),
+            ip6: Some("fd00::7".parse().unwrap()),
+            mac: Some([2, 0, 0, 0, 0, 7]),
+        };
+        assert_eq!(endpoint(whole).unwrap(), expected);
+        let both = endpoints(
+            vec![endpoint(whole).unwrap(), endpoint("b").unwrap()],
+            &Endpoint {
+                aliases: vec!["x".into()],
+                ip: Some([10, 9, 0, 8].into()),
+                ..Endpoint::default()
+            },
+            false,
+        )
+        .unwrap();
+        assert_eq!(both[0].aliases, ["db", "data", "x"]);
+        assert_eq!((both[0].ip, both[1].ip), (Some([10, 9, 0, 8].into()), None));
+        for text in [
+            "alias=x",
+            "app,ip=x",
+            "app,alias=a b",
+            "app,alias=",
+            "app,more=1",
+            "app,db",
+        ] {
+            assert!(endpoint(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn addresses_and_hosts_are_read_or_refused() {

@@ -1,46 +1,42 @@
 //! A container's place on a network: what was asked for, and what its machine and its guest are told.
 
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    os::fd::OwnedFd,
-    path::Path,
-};
+use std::{net::Ipv4Addr, os::fd::OwnedFd, path::Path};
 
-use protocol::{Interface, InterfaceAddress};
+use protocol::{Interface, InterfaceAddress, Resolver};
 use serde::{Deserialize, Serialize};
 use vmm::{DescriptorIndex, Ipv4Net, NetConfig, NetLink};
 
-use crate::network::{Attachment, NONE, NetworkError, Networks, Nic, Request, port::Publish};
+use crate::network::{
+    Attachment, Endpoint, NONE, NetworkError, Networks, Nic, Request, port::Publish, resolver,
+};
+
+/// A name without a dot is one of a container, and no domain is tried before it.
+const RELAY_OPTION: &str = "ndots:0";
 
 /// What was asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct NetworkSpec {
-    /// Name of the network; empty for none, too.
-    pub network: String,
+    /// The networks, in the order of the machine's interfaces; none, or `none`, for no network.
+    pub endpoints: Vec<Endpoint>,
     /// Ports to publish.
     pub publish: Vec<Publish>,
     /// Publish all ports that the image exposes. Only until the container is created.
     #[serde(skip)]
     pub publish_all: bool,
-    /// This address.
-    pub ip: Option<Ipv4Addr>,
-    /// This MAC address.
-    pub mac: Option<[u8; 6]>,
     /// Name servers in place of the host's.
     pub dns: Vec<Ipv4Addr>,
 }
 
-/// What a machine that is on a network has to do with it.
+/// What a machine that is on networks has to do with them.
 #[derive(Debug)]
 pub struct Connection {
-    /// The machine's device.
-    pub device: NetConfig,
-    /// What is at the other end of it.
-    pub link: OwnedFd,
-    /// The guest's interface.
-    pub interface: Interface,
-    /// Whom the guest asks for names.
-    pub servers: Vec<IpAddr>,
+    /// The machine's devices.
+    pub devices: Vec<NetConfig>,
+    /// What is at the other end of each.
+    pub links: Vec<OwnedFd>,
+    /// The guest's interfaces.
+    pub interfaces: Vec<Interface>,
     /// To be kept as long as the machine runs.
     pub attachment: Attachment,
 }
@@ -59,26 +55,40 @@ impl NetworkSpec {
         name: &str,
         log: &Path,
     ) -> Result<Option<Connection>, NetworkError> {
-        if self.network.is_empty() || self.network == NONE {
+        if self.endpoints.iter().all(|one| one.network == NONE) {
             return Ok(None);
         }
-        let (attachment, link) = Networks::open(state_root)?.attach(&Request {
-            network: &self.network,
+        let (attachment, links) = Networks::open(state_root)?.attach(&Request {
+            endpoints: &self.endpoints,
             id,
             name,
-            ip: self.ip,
-            mac: self.mac,
             dns: &self.dns,
             publish: &self.publish,
             log,
         })?;
         Ok(Some(Connection {
-            device: device(&attachment.nic),
-            link,
-            interface: interface(&attachment.nic),
-            servers: attachment.nic.servers.clone(),
+            devices: attachment.nics.iter().map(device).collect(),
+            links,
+            interfaces: attachment.nics.iter().map(interface).collect(),
             attachment,
         }))
+    }
+}
+
+impl Connection {
+    /// Completes what the container's user said about name servers.
+    pub fn complete(&self, resolver: &mut Resolver) {
+        resolver.servers.clone_from(&self.attachment.servers);
+        resolver.relay = self.attachment.names.is_some();
+        match &*resolver.search {
+            [] => resolver.search = resolver::search_of_host(),
+            // As in Docker: no domain, the host's neither.
+            [domain] if domain == "." => resolver.search.clear(),
+            _ => {}
+        }
+        if resolver.relay && resolver.options.is_empty() {
+            resolver.options.push(RELAY_OPTION.into());
+        }
     }
 }
 
@@ -123,7 +133,6 @@ mod tests {
             mac: [2, 0, 0, 0, 0, 1],
             ip: ([10, 0, 0, 2].into(), 24),
             gateway: Some([10, 0, 0, 1].into()),
-            servers: vec![],
             mtu: 1500,
             denied: vec![([10, 0, 0, 0].into(), 8)],
             allowed: vec![],
@@ -132,6 +141,6 @@ mod tests {
         assert_eq!(device.sources, [interface.addresses[0].ip]);
         assert_eq!(device.link, NetLink::Tap { udp_offload: true });
         assert_eq!(device.denied[0].prefix, 8);
-        assert_eq!(interface.gateways, [IpAddr::from([10, 0, 0, 1])]);
+        assert_eq!(interface.gateways, [std::net::IpAddr::from([10, 0, 0, 1])]);
     }
 }

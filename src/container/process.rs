@@ -124,6 +124,7 @@ pub fn setup(options: &Options, hostname: &str, upper: Upper) -> Setup {
             servers: Vec::new(),
             search: options.dns_search.clone(),
             options: options.dns_options.clone(),
+            relay: false,
         },
         mounts: options.tmpfs.clone(),
         shm_bytes: SHM_BYTES,

@@ -213,10 +213,10 @@ impl Supervisor {
         )?;
         let (links, attachment) = match connection {
             Some(connection) => {
-                sandbox.nics.push(connection.device);
-                setup.interfaces.push(connection.interface);
-                setup.resolver.servers = connection.servers;
-                (vec![connection.link], Some(connection.attachment))
+                connection.complete(&mut setup.resolver);
+                sandbox.nics.extend(connection.devices);
+                setup.interfaces.extend(connection.interfaces);
+                (connection.links, Some(connection.attachment))
             }
             None => (Vec::new(), None),
         };

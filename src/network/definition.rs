@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
 };
 
@@ -99,23 +99,31 @@ impl Definition {
         }
     }
 
-    /// Who the machines may ask for names: those the user names, else those of the host.
+    /// Who the machines may ask for names by themselves: those the user names, else those of the host. Where containers
+    /// have names, the host asks for them.
     pub(super) fn servers(&self, given: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
-        match (self.internal, given) {
-            (true, _) => Vec::new(),
-            (false, []) => resolver::of_host(),
-            (false, given) => given.to_vec(),
+        match given {
+            _ if self.internal || self.open => Vec::new(),
+            [] => resolver::of_host(),
+            given => given.to_vec(),
+        }
+    }
+
+    /// Whether it is an address of this network's.
+    pub(super) fn contains(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(ip) => self.subnet.contains(&ip),
+            IpAddr::V6(_) => false,
         }
     }
 
     /// The device of a machine with that address.
-    pub(super) fn nic(&self, ip: Ipv4Addr, mac: [u8; 6], dns: &[Ipv4Addr]) -> Nic {
+    pub(super) fn nic(&self, ip: Ipv4Addr, mac: [u8; 6]) -> Nic {
         Nic {
             tap: None,
             mac,
             ip: (ip, self.subnet.prefix_len()),
             gateway: (!self.internal).then_some(self.gateway),
-            servers: self.servers(dns).into_iter().map(Into::into).collect(),
             mtu: MTU,
             // The firewall has the walls.
             denied: Vec::new(),

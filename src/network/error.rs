@@ -29,6 +29,12 @@ pub enum NetworkError {
     InUse { network: String, container: String },
     #[error("network {0:?} needs root: a bridge and firewall rules are made for it")]
     NeedsRoot(String),
+    #[error("network {0:?} cannot be one of several")]
+    Alone(&'static str),
+    #[error("network {0:?} is given twice")]
+    Twice(String),
+    #[error("containers have no names on network {0:?}: make one with `pillbug network create`")]
+    NoNames(String),
     #[error("{0} needs a bridged network")]
     NeedsBridge(&'static str),
     #[error(

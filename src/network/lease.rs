@@ -4,17 +4,16 @@
 //! can be locked is a dead one's.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
-    net::{Ipv4Addr, SocketAddrV4},
-    os::unix::fs::OpenOptionsExt,
+    fs::{self, File},
+    io::{self, Read},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
     path::{Path, PathBuf},
 };
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use super::{Request, USER, definition::Definition, error::NetworkError, port::Protocol};
+use super::{Endpoint, Request, USER, definition::Definition, error::NetworkError, port::Protocol};
 
 /// Longest file that is read, in bytes: far more than the ports of a lease take.
 const MAX_FILE: u64 = 4 << 20;
@@ -43,6 +42,15 @@ pub struct Lease {
     pub network: String,
     /// The address, on a bridge.
     pub ip: Option<Ipv4Addr>,
+    /// The address of IPv6, where the network has any.
+    #[serde(default)]
+    pub ip6: Option<Ipv6Addr>,
+    /// Names on the network besides the container's.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// Which of the machine's interfaces it is for.
+    #[serde(default)]
+    pub position: usize,
     /// The MAC address.
     pub mac: [u8; 6],
     /// Name of the TAP device, on a bridge.
@@ -62,9 +70,11 @@ pub struct Held {
 }
 
 impl Lease {
-    /// What `request` asks for, at `address` of a bridged network.
+    /// What `request` asks for at one of its endpoints, with an address of a bridged network.
     pub fn new(
         request: &Request<'_>,
+        endpoint: &Endpoint,
+        position: usize,
         place: Option<(&Definition, Ipv4Addr)>,
         published: Vec<Published>,
     ) -> Self {
@@ -79,7 +89,10 @@ impl Lease {
             name: request.name.into(),
             network: place.map_or(USER, |(network, _)| &network.name).into(),
             ip,
-            mac: request.mac.unwrap_or(mac),
+            ip6: None,
+            aliases: endpoint.aliases.clone(),
+            position,
+            mac: endpoint.mac.unwrap_or(mac),
             tap: ip.map_or(String::new(), |_| tap_name(request.id)),
             servers: place.map_or(Vec::new(), |(network, _)| network.servers(request.dns)),
             published,
@@ -110,27 +123,44 @@ impl Held {
 
 /// Writes a lease down and locks it. The caller holds the lock of all networks.
 pub fn hold(folder: &Path, lease: Lease) -> Result<Held, NetworkError> {
-    let path = folder.join("leases").join(format!("{}.json", lease.id));
-    let failed = |source| NetworkError::State {
+    let path = path(folder, &lease);
+    let write = || -> io::Result<Flock<File>> {
+        // Whoever finds it finds it whole, and locked.
+        let file = tempfile::NamedTempFile::new_in(folder)?;
+        let lock = Flock::lock(file.reopen()?, FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, error)| io::Error::from(error))?;
+        serde_json::to_writer(&*lock, &lease)?;
+        file.persist_noclobber(&path).map_err(|error| error.error)?;
+        Ok(lock)
+    };
+    let lock = write().map_err(|source| NetworkError::State {
         what: "write",
         path: path.clone(),
         source,
-    };
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(failed)?;
-    file.write_all(&serde_json::to_vec(&lease).map_err(|error| failed(error.into()))?)
-        .map_err(failed)?;
-    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|(_, error)| failed(error.into()))?;
+    })?;
     Ok(Held {
         lease,
         path,
         _lock: lock,
     })
+}
+
+/// One for each interface of a container.
+fn path(networks: &Path, lease: &Lease) -> PathBuf {
+    folder(networks).join(format!("{}-{}.json", lease.id, lease.position))
+}
+
+/// Where they are.
+pub fn folder(networks: &Path) -> PathBuf {
+    networks.join("leases")
+}
+
+/// Whether the process whose lease it is lives. Needs no lock.
+pub fn is_held(networks: &Path, lease: &Lease) -> bool {
+    let Ok(file) = File::open(path(networks, lease)) else {
+        return false;
+    };
+    Flock::lock(file, FlockArg::LockSharedNonblock).is_err()
 }
 
 /// Removes the leases of the dead, and returns whether there were any. The caller holds the lock of all
@@ -155,6 +185,8 @@ pub fn sweep(folder: &Path) -> Result<bool, NetworkError> {
 
 /// All leases that are written down.
 pub fn all(folder: &Path) -> Result<Vec<Lease>, NetworkError> {
+    // One that goes meanwhile is not written down any more.
+    let is_there = |read: &io::Result<Lease>| !matches!(read, Err(error) if error.kind() == io::ErrorKind::NotFound);
     let read = |path: &PathBuf| -> io::Result<Lease> {
         let mut text = Vec::new();
         File::open(path)?.take(MAX_FILE).read_to_end(&mut text)?;
@@ -162,8 +194,10 @@ pub fn all(folder: &Path) -> Result<Vec<Lease>, NetworkError> {
     };
     files(folder)?
         .iter()
-        .map(|path| {
-            read(path).map_err(|source| NetworkError::State {
+        .map(|path| (path, read(path)))
+        .filter(|(_, read)| is_there(read))
+        .map(|(path, read)| {
+            read.map_err(|source| NetworkError::State {
                 what: "read",
                 path: path.clone(),
                 source,
@@ -173,7 +207,7 @@ pub fn all(folder: &Path) -> Result<Vec<Lease>, NetworkError> {
 }
 
 fn files(folder: &Path) -> Result<Vec<PathBuf>, NetworkError> {
-    let folder = folder.join("leases");
+    let folder = self::folder(folder);
     let entries = fs::read_dir(&folder).and_then(|entries| {
         entries
             .map(|entry| Ok(entry?.path()))
@@ -196,6 +230,9 @@ pub fn example(name: &str, network: &str, ip: [u8; 4]) -> Lease {
         name: name.into(),
         network: network.into(),
         ip: Some(ip.into()),
+        ip6: None,
+        aliases: vec![],
+        position: 0,
         mac: [2, 0x70, ip[0], ip[1], ip[2], ip[3]],
         tap: format!("pb-{name}"),
         servers: vec![],

@@ -1,6 +1,9 @@
 //! The host's name servers, as far as they can be reached from elsewhere.
 
-use std::{fs, net::Ipv4Addr};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+};
 
 /// Where they are written down, the second by systemd-resolved, which puts itself into the first.
 const FILES: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
@@ -15,10 +18,31 @@ pub fn of_host() -> Vec<Ipv4Addr> {
         .unwrap_or_default()
 }
 
-fn servers(text: &str) -> Vec<Ipv4Addr> {
+/// All of them, for who asks as the host: loopback ones, too.
+pub fn all_of_host() -> Vec<IpAddr> {
+    let text = fs::read_to_string(FILES[0]).unwrap_or_default();
+    words(&text, "nameserver")
+        .filter_map(|word| word.parse().ok())
+        .collect()
+}
+
+/// The domains in which the host looks names up.
+pub fn search_of_host() -> Vec<String> {
+    let text = fs::read_to_string(FILES[0]).unwrap_or_default();
+    words(&text, "search").map(str::to_owned).collect()
+}
+
+/// What follows a keyword (resolv.conf(5)).
+fn words<'a>(text: &'a str, keyword: &'a str) -> impl Iterator<Item = &'a str> {
     text.lines()
-        .filter_map(|line| line.trim_start().strip_prefix("nameserver"))
-        .filter_map(|rest| rest.trim().parse::<Ipv4Addr>().ok())
+        .filter_map(move |line| line.trim_start().strip_prefix(keyword))
+        .filter(|rest| rest.starts_with([' ', '\t']))
+        .flat_map(str::split_whitespace)
+}
+
+fn servers(text: &str) -> Vec<Ipv4Addr> {
+    words(text, "nameserver")
+        .filter_map(|word| word.parse::<Ipv4Addr>().ok())
         .filter(|server| !server.is_loopback() && !server.is_unspecified())
         .collect()
 }

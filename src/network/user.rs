@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Nic, Request, bridge, error::NetworkError, firewall::PRIVATE};
+use super::{Endpoint, Nic, Request, bridge, error::NetworkError, firewall::PRIVATE};
 
 /// The program.
 pub const PROGRAM: &str = "passt";
@@ -37,12 +37,24 @@ pub fn is_possible() -> bool {
     crate::program::find(PROGRAM).is_some()
 }
 
-/// Starts a passt: what the guest is told, the process, and the machine's end of the stream.
+/// A passt that runs.
+pub struct Started {
+    /// What the guest and its device are told.
+    pub nic: Nic,
+    /// Who the guest asks for names.
+    pub servers: Vec<Ipv4Addr>,
+    /// The process.
+    pub passt: Child,
+    /// The machine's end of the stream.
+    pub stream: OwnedFd,
+}
+
+/// Starts a passt.
 ///
 /// # Errors
 ///
 /// Where it cannot be started.
-pub fn start(request: &Request<'_>) -> Result<(Nic, Child, OwnedFd), NetworkError> {
+pub fn start(request: &Request<'_>, endpoint: &Endpoint) -> Result<Started, NetworkError> {
     let failed = |source: io::Error| NetworkError::Program {
         program: PROGRAM,
         source,
@@ -73,7 +85,7 @@ pub fn start(request: &Request<'_>) -> Result<(Nic, Child, OwnedFd), NetworkErro
     let mut passt = command.spawn().map_err(failed)?;
     // The command has the other end of the stream for as long as it exists.
     drop(command);
-    let mac = request.mac.unwrap_or(MAC);
+    let mac = endpoint.mac.unwrap_or(MAC);
     if wait_ready(&ours, mac).is_err() {
         // Reaped, whatever it was about to do.
         let _ = passt.kill();
@@ -103,9 +115,13 @@ pub fn start(request: &Request<'_>) -> Result<(Nic, Child, OwnedFd), NetworkErro
             .iter()
             .map(|ip| SocketAddrV4::new(*ip, 53))
             .collect(),
-        servers: servers.into_iter().map(Into::into).collect(),
     };
-    Ok((nic, passt, ours.into()))
+    Ok(Started {
+        nic,
+        servers,
+        passt,
+        stream: ours.into(),
+    })
 }
 
 /// Asks passt, as the guest will, where the gateway is (RFC 826). Its answer says that it is up.

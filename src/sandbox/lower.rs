@@ -111,7 +111,12 @@ pub fn lower(config: &SandboxConfig) -> Result<(VmConfig, Vec<Resource>), Sandbo
         nets,
         vsock: Some(VsockConfig {
             guest_cid: GUEST_CID,
-            host_ports: vec![protocol::CONTROL_PORT, protocol::STREAM_PORT],
+            host_ports: vec![
+                protocol::CONTROL_PORT,
+                protocol::STREAM_PORT,
+                protocol::NAMES_PORT,
+                protocol::NAME_PACKETS_PORT,
+            ],
         }),
         console: ConsoleConfig { output: None },
         balloon: true,

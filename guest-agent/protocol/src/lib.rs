@@ -7,6 +7,10 @@
 //! * one to [`STREAM_PORT`] for each standard stream the host asked for: the [`StreamToken`] first
 //!   (16 raw bytes), then nothing but the stream's bytes. A half-close is the stream's end of file.
 //!
+//! * with [`Resolver::relay`], any number to [`NAMES_PORT`], one for each connection to the agent's name server, with
+//!   the bytes of that: DNS over TCP (RFC 1035, 4.2.2). And one to [`NAME_PACKETS_PORT`] in the same form, for the
+//!   messages that reached that server over UDP; what the agent puts in the place of their IDs comes back in answers.
+//!
 //! A frame is a little-endian `u32` payload length, at most [`MAX_FRAME`], and the payload: one
 //! message in postcard's wire format. Nothing here trusts the peer: a length is checked before
 //! anything is allocated.
@@ -22,13 +26,19 @@ pub use message::{
 };
 
 /// Version of this protocol. The host refuses an agent that reports another one.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Host vsock port of the control connection.
 pub const CONTROL_PORT: u32 = 1;
 
 /// Host vsock port of every standard stream.
 pub const STREAM_PORT: u32 = 2;
+
+/// Host vsock port of the connections to the agent's name server.
+pub const NAMES_PORT: u32 = 3;
+
+/// Host vsock port of the messages that the agent's name server gets over UDP.
+pub const NAME_PACKETS_PORT: u32 = 4;
 
 /// Largest payload of one frame in bytes (4 MiB): above Linux's 2 MiB default for argument and
 /// environment strings, so that any process that can start can be described.

@@ -146,6 +146,8 @@ pub struct InterfaceAddress {
 pub struct Resolver {
     /// Name servers.
     pub servers: Vec<IpAddr>,
+    /// Ahead of them one at 127.0.0.11, the agent's, which asks the host: see [`crate::NAMES_PORT`].
+    pub relay: bool,
     /// Domains in which a name without dots is looked up.
     pub search: Vec<String>,
     /// Such as `ndots:2`.

@@ -82,7 +82,7 @@ pub struct Run<'a> {
     syncs: bool,
     /// The machine has ended.
     gone: bool,
-    _attachment: Option<Attachment>,
+    attachment: Option<Attachment>,
     _image: Image,
 }
 
@@ -158,7 +158,7 @@ impl<'a> Run<'a> {
             clock_offset_ns: 0,
             syncs,
             gone: false,
-            _attachment: attachment,
+            attachment,
             _image: image,
         })
     }

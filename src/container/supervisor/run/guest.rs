@@ -18,9 +18,13 @@ use super::{
 };
 use crate::{
     agent_client::{AgentClient, AgentError, stream},
+    network::names::Transport,
     sandbox::SandboxEvent,
 };
-use std::{os::fd::AsFd, time::Instant};
+use std::{
+    os::{fd::AsFd, unix::net::UnixStream},
+    time::Instant,
+};
 
 impl Run<'_> {
     pub(super) fn hear_agent(&mut self) -> Result<(), RunError> {
@@ -237,11 +241,27 @@ impl Run<'_> {
                 self.agent_connected = true;
                 self.agent = Some(AgentClient::new(stream)?);
             }
+            SandboxEvent::Connected {
+                port: protocol::NAMES_PORT,
+                stream,
+            } => self.serve_names(stream, Transport::Connection),
+            SandboxEvent::Connected {
+                port: protocol::NAME_PACKETS_PORT,
+                stream,
+            } => self.serve_names(stream, Transport::Packets),
             // Only the first control connection is the agent's: it is there before any other program.
             SandboxEvent::Connected { .. } | SandboxEvent::Counters(_) => {}
             SandboxEvent::Ended(ending) => return self.end(ending),
         }
         Ok(())
+    }
+
+    /// Answers the agent's questions for names, where there is anybody to ask; else it is closed.
+    fn serve_names(&self, connection: UnixStream, transport: Transport) {
+        let names = self.attachment.as_ref().and_then(|one| one.names.as_ref());
+        if let Some(names) = names {
+            names.serve(connection, transport);
+        }
     }
 
     pub(super) fn end(&mut self, ending: Ending) -> Result<(), RunError> {
