@@ -18,6 +18,7 @@ mod image_prune;
 mod images;
 mod import;
 mod inspect;
+mod limit_flags;
 mod load;
 mod login;
 mod logs;
@@ -36,13 +37,16 @@ mod run;
 mod save;
 mod search;
 mod start;
+mod stats;
 mod stop;
 mod system_check;
 mod system_df;
 mod system_prune;
 mod tag;
 mod terminal;
+mod top;
 mod units;
+mod update;
 
 use std::{
     ffi::OsString,
@@ -130,6 +134,9 @@ enum ContainerVerb {
     #[command(visible_alias = "list", alias = "ls")]
     Ps(ps::PsArgs),
     Port(port::PortArgs),
+    Stats(stats::StatsArgs),
+    Top(top::TopArgs),
+    Update(update::UpdateArgs),
     Rm(rm::RmArgs),
     Rename(rename::RenameArgs),
 }
@@ -254,6 +261,9 @@ fn container(verb: ContainerVerb) -> anyhow::Result<ExitCode> {
         ContainerVerb::Attach(arguments) => attach::run(arguments),
         ContainerVerb::Ps(arguments) => ps::run(&arguments),
         ContainerVerb::Port(arguments) => port::run(&arguments),
+        ContainerVerb::Stats(arguments) => stats::run(&arguments),
+        ContainerVerb::Top(arguments) => top::run(&arguments),
+        ContainerVerb::Update(arguments) => update::run(arguments),
         ContainerVerb::Rm(arguments) => rm::run(&arguments),
         ContainerVerb::Rename(arguments) => rename::run(&arguments),
     }

@@ -6,9 +6,11 @@
 pub mod attach;
 pub mod capability;
 mod create;
+mod disk_rate;
 pub mod error;
 pub mod launch;
 pub mod lifecycle;
+pub mod limits;
 pub mod log;
 pub mod name;
 pub mod network;
@@ -21,5 +23,6 @@ pub mod state;
 pub mod status;
 pub mod supervisor;
 pub mod timeline;
+pub mod usage;
 
 pub use create::create;

@@ -10,7 +10,7 @@ pub mod kernel;
 mod lower;
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, IoSlice, IoSliceMut, Seek, Write},
     mem::MaybeUninit,
     os::{
@@ -27,11 +27,12 @@ use std::{
 
 use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
+    sched::{CpuSet, sched_setaffinity},
     sys::{
         memfd::{MFdFlags, memfd_create},
         socket::{AddressFamily, SockFlag, SockType, socketpair},
     },
-    unistd::ftruncate,
+    unistd::{Pid, ftruncate},
 };
 use rustix::{
     io::Errno,
@@ -40,7 +41,7 @@ use rustix::{
         SendAncillaryMessage, SendFlags, recvmsg, send, sendmsg,
     },
 };
-use vmm::{Command as VmmCommand, Counters, Ending, Event, NetConfig, VmConfig};
+use vmm::{BlockLimits, Command as VmmCommand, Counters, Ending, Event, NetConfig, VmConfig};
 
 use lower::{Resource, lower};
 
@@ -57,6 +58,12 @@ pub struct SandboxConfig {
     pub label: String,
     /// Virtual CPUs.
     pub vcpus: u8,
+    /// Processor time in billionths of one processor; none is no limit but the number of vCPUs.
+    pub nano_cpus: Option<u64>,
+    /// Processors of the host that it runs on; none is all.
+    pub cpuset: Option<Vec<u16>>,
+    /// How soon the host ends it when memory is used up, -1000 to 1000.
+    pub oom_score_adj: i16,
     /// Guest memory in bytes.
     pub memory_bytes: u64,
     /// The guest kernel.
@@ -65,6 +72,8 @@ pub struct SandboxConfig {
     pub root: Vec<(PathBuf, u64)>,
     /// Writable disk, and its size in bytes.
     pub disk: Option<(PathBuf, u64)>,
+    /// How fast these disks may be used, in order; none where there are fewer.
+    pub disk_limits: Vec<BlockLimits>,
     /// Network devices; the links come beside, in the same order, and their places in the VM's
     /// configuration are filled in here.
     pub nics: Vec<NetConfig>,
@@ -99,6 +108,10 @@ pub enum SandboxError {
     Configure(#[source] io::Error),
     #[error("the image has too many layers: {0} files, above the limit of {max}", max = lower::MAX_DESCRIPTORS)]
     TooManyParts(usize),
+    #[error("cannot run on the processors {cpus:?} of this host")]
+    Affinity { cpus: Vec<u16>, source: io::Error },
+    #[error("cannot give the machine the OOM score {score}: lowering it takes CAP_SYS_RESOURCE")]
+    OomScore { score: i16, source: io::Error },
     #[error("lost the VMM process")]
     Listen(#[source] io::Error),
     #[error("the VMM process said what nobody understands")]
@@ -176,6 +189,13 @@ impl Sandbox {
             vmm: Some(vmm),
             control,
         };
+        // Before it has any thread but the first.
+        if let Some(cpus) = &config.cpuset {
+            sandbox.set_affinity(cpus)?;
+        }
+        if config.oom_score_adj != 0 {
+            sandbox.set_oom_score(config.oom_score_adj)?;
+        }
         sandbox
             .configure(&vm_config, &descriptors)
             .map_err(SandboxError::Configure)?;
@@ -241,6 +261,43 @@ impl Sandbox {
             (Event::Counters(counters), _) => SandboxEvent::Counters(counters),
             (Event::Ended(ending), _) => SandboxEvent::Ended(ending),
         })
+    }
+
+    /// Lets the VMM process run on these processors of the host only.
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxError::Affinity`] where the host has none of them.
+    pub fn set_affinity(&self, cpus: &[u16]) -> Result<(), SandboxError> {
+        let refused = |source| SandboxError::Affinity {
+            cpus: cpus.to_vec(),
+            source,
+        };
+        let mut set = CpuSet::new();
+        for cpu in cpus {
+            set.set((*cpu).into())
+                .map_err(|error| refused(error.into()))?;
+        }
+        let tasks = format!("/proc/{}/task", self.vmm_pid);
+        for task in fs::read_dir(tasks).map_err(refused)? {
+            let name = task.map_err(refused)?.file_name();
+            let id = name.to_str().and_then(|name| name.parse().ok());
+            let id = Pid::from_raw(id.ok_or_else(|| refused(io::ErrorKind::InvalidData.into()))?);
+            match sched_setaffinity(id, &set) {
+                // A thread that has ended.
+                Ok(()) | Err(nix::Error::ESRCH) => {}
+                Err(error) => return Err(refused(error.into())),
+            }
+        }
+        Ok(())
+    }
+
+    fn set_oom_score(&self, score: i16) -> Result<(), SandboxError> {
+        fs::write(
+            format!("/proc/{}/oom_score_adj", self.vmm_pid),
+            score.to_string(),
+        )
+        .map_err(|source| SandboxError::OomScore { score, source })
     }
 
     /// Asks something of the machine. One that has ended is not asked: its end is an event of its own.

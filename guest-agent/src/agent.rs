@@ -8,8 +8,8 @@ use std::{
 };
 
 use protocol::{
-    AgentMessage, HostMessage, PROTOCOL_VERSION, Process as ProcessConfig, ProcessId, StartStage,
-    Stdio, frame::FrameError,
+    AgentMessage, HostMessage, PROTOCOL_VERSION, Process as ProcessConfig, ProcessId, ProcessList,
+    StartStage, Stdio, frame::FrameError,
 };
 use rustix::{
     buffer::spare_capacity,
@@ -26,7 +26,7 @@ use crate::{
     sandbox::{Base, Sandbox},
     spawn::Spawn,
     stream::{self, Progress},
-    sys,
+    sys, usage,
 };
 
 /// Events taken from the kernel at once.
@@ -236,7 +236,7 @@ impl Agent {
                 else {
                     return Err(AgentError::SecondSetup);
                 };
-                self.stage = match base.and_then(|base| Sandbox::prepare(base, setup)) {
+                self.stage = match base.and_then(|base| Sandbox::prepare(base, *setup)) {
                     Ok(sandbox) => Stage::Prepared(Box::new(sandbox)),
                     Err(failure) => Stage::Failed(failure),
                 };
@@ -260,6 +260,27 @@ impl Agent {
                 if let Some(process) = self.processes.get(&id) {
                     process.resize(size);
                 }
+            }
+            HostMessage::Limit(limits) => {
+                // What the kernel refuses stays as it was; the host's own limits hold.
+                if let Stage::Prepared(sandbox) = &self.stage {
+                    let _ = sandbox.cgroup().limit(&limits);
+                }
+            }
+            HostMessage::Measure => {
+                let usage = match &self.stage {
+                    Stage::Prepared(sandbox) => usage::measure(sandbox.cgroup()).ok(),
+                    _ => None,
+                };
+                self.control.send(&AgentMessage::Usage(usage))?;
+            }
+            HostMessage::ListProcesses => {
+                let none = ProcessList {
+                    at_ticks: 0,
+                    processes: Vec::new(),
+                };
+                let list = usage::processes().unwrap_or(none);
+                self.control.send(&AgentMessage::Processes(list))?;
             }
             // Told apart by the caller.
             HostMessage::PowerOff => {}

@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
+use protocol::Limits;
 use rustix::{
     fs::{Mode, OFlags, mkdirat, openat},
     mount::MountAttrFlags,
@@ -45,6 +46,31 @@ impl Cgroup {
         })
     }
 
+    /// Sets what the group may use; what is none is no longer limited.
+    ///
+    /// # Errors
+    ///
+    /// Those of the kernel, with the name of the setting.
+    pub fn limit(&self, limits: &Limits) -> Result<(), (&'static str, io::Error)> {
+        let settings = [
+            ("memory.max", or_max(limits.memory_bytes)),
+            ("pids.max", or_max(limits.pids)),
+        ];
+        for (name, value) in settings {
+            write(self.folder.as_fd(), name, &value).map_err(|error| (name, error))?;
+        }
+        Ok(())
+    }
+
+    /// One of its files, such as `memory.current`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the kernel.
+    pub fn read(&self, name: &str) -> io::Result<String> {
+        read(self.folder.as_fd(), name)
+    }
+
     /// Its folder, for clone3(2).
     pub fn folder(&self) -> BorrowedFd<'_> {
         self.folder.as_fd()
@@ -55,6 +81,10 @@ impl Cgroup {
     pub fn oom_killed(&self) -> bool {
         read(self.folder.as_fd(), "memory.events").is_ok_and(|events| has_oom_kill(&events))
     }
+}
+
+fn or_max(limit: Option<u64>) -> String {
+    limit.map_or_else(|| "max".to_owned(), |limit| limit.to_string())
 }
 
 fn has_oom_kill(events: &str) -> bool {

@@ -104,6 +104,10 @@ pub fn enter(sandbox: &Sandbox, terminal: Option<BorrowedFd<'_>>) -> Result<(), 
         // A kernel without the feature has no such setting.
         let _ = fs::write(path, value);
     }
+    for (name, value) in &setup.sysctls {
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        fs::write(path, value).at(StartStage::Sysctl, name)?;
+    }
     for (path, value) in network::settings(&setup.interfaces) {
         let _ = fs::write(path, value);
     }

@@ -57,6 +57,8 @@ mod tests {
             resolver: Resolver::default(),
             mounts: vec![],
             shm_bytes: 0,
+            limits: protocol::Limits::default(),
+            sysctls: Vec::new(),
             privileged: false,
         };
         assert_eq!(hostname(&setup), "shell\n");

@@ -35,6 +35,7 @@ mod stream;
 mod sys;
 mod target;
 mod terminal;
+mod usage;
 mod user;
 
 fn main() -> ExitCode {

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use protocol::{Setup, StartStage};
+use protocol::{Limits, Setup, StartStage};
 use rustix::mount::{MountAttrFlags, MountFlags};
 
 use crate::{
@@ -80,6 +80,10 @@ impl Sandbox {
     ///
     /// At the stage that failed.
     pub fn prepare(base: Base, setup: Setup) -> Result<Self, Failure> {
+        if setup.limits != Limits::default() {
+            let limited = base.cgroup.limit(&setup.limits);
+            limited.or_else(|(setting, error)| Err(error).at(StartStage::Limit, setting))?;
+        }
         let rootfs = Rootfs::mount(&setup)?;
         base.network.configure(&setup.interfaces)?;
         let names = match setup.resolver.relay {

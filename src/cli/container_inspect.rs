@@ -1,15 +1,18 @@
 //! `pillbug container inspect`: everything about containers, as JSON in Docker's shape.
 
-use std::{process::ExitCode, time::SystemTime};
+use std::{collections::BTreeMap, process::ExitCode, time::SystemTime};
 
 use clap::Args;
 use jiff::Timestamp;
+use protocol::Rlimit;
 use serde_json::{Value, json};
 
 use super::format::Format;
 use crate::{
     container::{
+        limits::RateKind,
         log,
+        spec::Spec,
         state::{Containers, Record},
         status::Status,
     },
@@ -81,8 +84,18 @@ pub fn object(containers: &Containers, record: &Record) -> Value {
         "Platform": "linux",
         "HostConfig": {
             "AutoRemove": spec.remove,
-            "NanoCpus": u64::from(spec.machine.vcpus) * 1_000_000_000,
+            "NanoCpus": spec.machine.cpus.nano(),
+            "CpusetCpus": spec.machine.cpuset.as_ref().map(ToString::to_string).unwrap_or_default(),
             "Memory": spec.machine.memory_bytes,
+            "PidsLimit": spec.setup.limits.pids,
+            "OomScoreAdj": spec.machine.oom_score_adj,
+            "Sysctls": spec.setup.sysctls.iter().cloned().collect::<BTreeMap<_, _>>(),
+            "Ulimits": ulimits(&process.rlimits),
+            "StorageOpt": spec.machine.disk_bytes.map(|bytes| json!({"size": bytes.to_string()})),
+            "BlkioDeviceReadBps": disk_rates(spec, RateKind::ReadBytes),
+            "BlkioDeviceWriteBps": disk_rates(spec, RateKind::WriteBytes),
+            "BlkioDeviceReadIOps": disk_rates(spec, RateKind::Reads),
+            "BlkioDeviceWriteIOps": disk_rates(spec, RateKind::Writes),
             "Privileged": spec.setup.privileged,
             "ReadonlyRootfs": spec.setup.read_only_root,
             "ShmSize": spec.setup.shm_bytes,
@@ -110,6 +123,26 @@ pub fn object(containers: &Containers, record: &Record) -> Value {
             "StopTimeout": spec.stop.timeout,
         },
     })
+}
+
+fn ulimits(limits: &[Rlimit]) -> Vec<Value> {
+    let limits = limits.iter().map(|limit| {
+        json!({
+            "Name": format!("{:?}", limit.resource).to_lowercase(),
+            // As Docker has it, -1 is unlimited.
+            "Soft": i64::try_from(limit.soft).unwrap_or(-1),
+            "Hard": i64::try_from(limit.hard).unwrap_or(-1),
+        })
+    });
+    limits.collect()
+}
+
+fn disk_rates(spec: &Spec, kind: RateKind) -> Vec<Value> {
+    let rates = spec.machine.disk_rates.iter();
+    rates
+        .filter(|rate| rate.kind == kind)
+        .map(|rate| json!({"Path": rate.device, "Rate": rate.rate}))
+        .collect()
 }
 
 fn state(status: &Status) -> Value {

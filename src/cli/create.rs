@@ -13,6 +13,7 @@ use clap::{ArgAction, Args};
 use protocol::{Mount, Rlimit};
 
 use super::{
+    limit_flags::LimitFlags,
     network_flags::NetworkFlags,
     pull::{self, PlatformArg},
     terminal,
@@ -22,7 +23,7 @@ use crate::{
         self,
         log::LogConfig,
         name::Id,
-        options::{self, EnvChange, Memory, OptionError, Options, Vcpus},
+        options::{self, EnvChange, OptionError, Options},
         signal,
         status::Status,
         timeline::Timeline,
@@ -82,17 +83,8 @@ pub struct ContainerFlags {
     /// Host name of the container
     #[arg(short = 'h', long, value_parser = options::hostname)]
     hostname: Option<String>,
-    /// Virtual CPUs, 1 to 32
-    #[arg(
-        long,
-        default_value = "1",
-        value_name = "COUNT",
-        allow_negative_numbers = true
-    )]
-    cpus: Vcpus,
-    /// Memory of the virtual machine, such as 512m or 2g
-    #[arg(short, long, default_value = "512m", value_name = "SIZE")]
-    memory: Memory,
+    #[command(flatten)]
+    limits: LimitFlags,
     /// Make the root file system read-only
     #[arg(long)]
     read_only: bool,
@@ -272,8 +264,7 @@ impl ContainerFlags {
             working_directory: self.workdir,
             user: self.user,
             hostname: self.hostname,
-            vcpus: self.cpus,
-            memory: self.memory,
+            limits: self.limits.into_options(),
             read_only: self.read_only,
             tmpfs: self.tmpfs,
             init: self.init,

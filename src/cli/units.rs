@@ -6,13 +6,25 @@ use jiff::Timestamp;
 
 /// A size in decimal units with three significant digits: `4.26MB`.
 pub fn size(bytes: u64) -> String {
-    const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
+    scaled(bytes, 1000.0, ["B", "kB", "MB", "GB", "TB", "PB", "EB"])
+}
+
+/// A size of memory, in units of 1024: `4.2MiB`.
+pub fn binary_size(bytes: u64) -> String {
+    scaled(
+        bytes,
+        1024.0,
+        ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"],
+    )
+}
+
+fn scaled(bytes: u64, base: f64, units: [&str; 7]) -> String {
     #[allow(clippy::cast_precision_loss, reason = "three digits are shown")]
     let mut value = bytes as f64;
     let mut unit = 0;
-    // What would be rounded to 1000 is 1 of the next.
-    while value >= 999.5 && unit < UNITS.len() - 1 {
-        value /= 1000.0;
+    // What would be rounded to all of a unit is 1 of the next.
+    while value >= base - 0.5 && unit < units.len() - 1 {
+        value /= base;
         unit += 1;
     }
     let decimals = match value {
@@ -26,7 +38,7 @@ pub fn size(bytes: u64) -> String {
     } else {
         &digits
     };
-    format!("{digits}{}", UNITS[unit])
+    format!("{digits}{}", units[unit])
 }
 
 /// A moment as lists show it whole: `2026-11-21 02:57:00 +0000 UTC`.
@@ -88,6 +100,18 @@ mod tests {
         ];
         for (bytes, text) in cases {
             assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn memory_is_counted_in_units_of_1024() {
+        for (bytes, text) in [
+            (0, "0B"),
+            (1000, "1000B"),
+            (1536, "1.5KiB"),
+            (512 << 20, "512MiB"),
+        ] {
+            assert_eq!(binary_size(bytes), text);
         }
     }
 

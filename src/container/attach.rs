@@ -154,8 +154,9 @@ impl Relay {
                             .map_err(RunError::Streams)?;
                     }
                 }
-                Reply::Started | Reply::Done => {}
                 end @ (Reply::Exited(_) | Reply::Failed { .. }) => return Ok(Some(end)),
+                // Said to others, or of no matter here.
+                _ => {}
             }
         }
         Ok(None)

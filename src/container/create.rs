@@ -40,7 +40,7 @@ pub fn create(
     status: &Status,
     timeline: &mut Timeline,
 ) -> Result<Container, RunError> {
-    check_memory(options.memory.bytes())?;
+    check_memory(options.limits.memory.bytes())?;
     // Before there is anything to clean up: most mistakes are found here.
     kernel::find(options.kernel.as_deref())?;
     let image = Store::open(state_root)?.open_source(source, &|_| {})?;
@@ -79,13 +79,15 @@ fn spec(
         image_id: image.id,
         created: SystemTime::now(),
         process: process::process(&config, options, &hostname)?,
-        // Decided when it starts, with the disk.
-        setup: process::setup(options, &hostname, Upper::Tmpfs { size_bytes: 0 }),
+        setup: process::setup(options, &hostname, upper(options)),
         machine: Machine {
-            vcpus: options.vcpus.get(),
-            memory_bytes: options.memory.bytes(),
-            // What goes with its container needs no disk: memory is faster, and limited by the guest's own.
-            disk_bytes: (!options.remove).then_some(DISK_BYTES),
+            cpus: options.limits.cpus,
+            cpuset: options.limits.cpuset.clone(),
+            memory_bytes: options.limits.memory.bytes(),
+            disk_bytes: (!options.remove)
+                .then_some(options.limits.disk_bytes.unwrap_or(DISK_BYTES)),
+            disk_rates: options.limits.disk_rates.clone(),
+            oom_score_adj: options.limits.oom_score_adj,
             kernel: options.kernel.clone(),
             kernel_console: options.kernel_console.clone(),
         },
@@ -100,6 +102,18 @@ fn spec(
         remove: options.remove,
         id,
     })
+}
+
+/// What goes with its container needs no disk: memory is faster, and limited by the guest's own.
+fn upper(options: &Options) -> Upper {
+    match options.remove {
+        true => Upper::Tmpfs {
+            size_bytes: options.limits.disk_bytes.unwrap_or(0),
+        },
+        false => Upper::Ext4 {
+            device: "/dev/vdb".into(),
+        },
+    }
 }
 
 /// The network as it was asked for, with the ports that the image exposes where all are.

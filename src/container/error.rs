@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use protocol::{StartStage, frame::FrameError};
 use vmm::{Ending, probe::ProbeError};
 
-use super::{process::ProcessError, state::StateError};
+use super::{disk_rate::DiskRateError, process::ProcessError, state::StateError};
 use crate::{
     agent_client::AgentError,
     image::{load::LoadError, store::StoreError},
@@ -63,6 +63,10 @@ pub enum RunError {
     Streams(#[source] io::Error),
     #[error("the guest did not power off within {} s: what it wrote last may be lost", .0.as_secs())]
     PowerOff(Duration),
+    #[error("the guest agent does not answer")]
+    NoAnswer,
+    #[error("cannot limit the rate of a disk")]
+    DiskRate(#[from] DiskRateError),
     #[error("killed")]
     Killed,
     #[error("the guest agent goes on sending what nobody asked for")]
@@ -188,6 +192,8 @@ fn attempt(stage: StartStage) -> &'static str {
         StartStage::Rootfs => "mount the root file system from",
         StartStage::Mount => "mount on",
         StartStage::Hostname => "set up the host name and /etc with",
+        StartStage::Limit => "limit",
+        StartStage::Sysctl => "set the sysctl",
         StartStage::Network => "set up the network with",
         StartStage::Stream => "connect the stream",
         StartStage::Terminal => "make a terminal at",

@@ -153,7 +153,7 @@ pub fn wait_exit(session: &mut Session) -> Result<u8, RunError> {
         match wait_reply(session)? {
             Reply::Exited(outcome) => break outcome.code,
             Reply::Failed { code, .. } => break code,
-            Reply::Started | Reply::Done | Reply::Stream(_) => {}
+            _ => {}
         }
     };
     wait_gone(session)?;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
 use protocol::{HostEntry, Mount, Resource, Rlimit, WindowSize};
 use vmm::VmConfig;
 
-use super::{log::LogConfig, network::NetworkSpec};
+use super::{limits::LimitOptions, log::LogConfig, network::NetworkSpec};
 
 /// A request to create a container.
 #[derive(Debug, Clone, Default)]
@@ -24,10 +24,8 @@ pub struct Options {
     pub user: Option<String>,
     /// Host name; the start of the container's ID where there is none.
     pub hostname: Option<String>,
-    /// Virtual CPUs.
-    pub vcpus: Vcpus,
-    /// Guest memory.
-    pub memory: Memory,
+    /// What it may use.
+    pub limits: LimitOptions,
     /// Make the root file system read-only.
     pub read_only: bool,
     /// tmpfs mounts.
@@ -98,24 +96,6 @@ pub enum EnvChange {
     Unset(String),
 }
 
-/// A number of virtual CPUs from 1 to [`VmConfig::MAX_VCPUS`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Vcpus(u8);
-
-impl Default for Vcpus {
-    fn default() -> Self {
-        Self(1)
-    }
-}
-
-impl Vcpus {
-    /// How many.
-    #[must_use]
-    pub fn get(self) -> u8 {
-        self.0
-    }
-}
-
 /// Guest memory in bytes: whole pages, at least [`VmConfig::MIN_MEMORY`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory(u64);
@@ -139,8 +119,18 @@ impl Memory {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum OptionError {
-    #[error("{0:?} is not a number of CPUs: give a whole number from 1 to {max}", max = VmConfig::MAX_VCPUS)]
-    Vcpus(String),
+    #[error("{0:?} is not a number of CPUs: give one from 0.01 to {max}", max = VmConfig::MAX_VCPUS)]
+    Cpus(String),
+    #[error("{0:?} is not a list of CPUs: give their numbers, such as 0-3,7")]
+    CpuSet(String),
+    #[error("{0:?} is not a limit of processes: give a number, or -1 for no limit")]
+    Pids(String),
+    #[error("{0:?} is not a sysctl: give NAME=VALUE, such as net.core.somaxconn=1024")]
+    Sysctl(String),
+    #[error("{0:?} is no storage option: give size=SIZE, such as size=20g")]
+    Storage(String),
+    #[error("{0:?} is not a rate: give DEVICE:RATE, such as /dev/sda:10mb")]
+    DiskRate(String),
     #[error("{0:?} is not a size: give a number with b, k, m or g, such as 512m")]
     Size(String),
     #[error("{0:?} is too little memory: a virtual machine needs at least 32m")]
@@ -159,17 +149,6 @@ pub enum OptionError {
     Tmpfs(String),
     #[error("{0:?} is not a host name: up to 63 letters, digits and hyphens a label, 64 in all")]
     Hostname(String),
-}
-
-impl FromStr for Vcpus {
-    type Err = OptionError;
-
-    fn from_str(text: &str) -> Result<Self, OptionError> {
-        match text.parse() {
-            Ok(count) if (1..=VmConfig::MAX_VCPUS).contains(&count) => Ok(Self(count)),
-            _ => Err(OptionError::Vcpus(text.into())),
-        }
-    }
 }
 
 impl FromStr for Memory {
@@ -349,9 +328,6 @@ mod tests {
 
     #[test]
     fn a65_numbers_out_of_range_are_refused() {
-        for text in ["0", "33", "10000", "-1", "1.5", "", "99999999999999999999"] {
-            assert_eq!(text.parse::<Vcpus>(), Err(OptionError::Vcpus(text.into())));
-        }
         assert_eq!(
             "1m".parse::<Memory>(),
             Err(OptionError::TooLittleMemory("1m".into()))

@@ -3,7 +3,7 @@
 //! A pure function: nothing is looked up on the host, and users and programs are resolved in the guest.
 
 use oci_spec::image::Config;
-use protocol::{Capabilities, Process, Resolver, Setup, Upper};
+use protocol::{Capabilities, Limits, Process, Resolver, Setup, Upper};
 
 use crate::network::port::PortError;
 
@@ -16,9 +16,6 @@ use super::{
 
 /// `PATH` where the image sets none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// `/dev/shm`, as Docker's default.
-const SHM_BYTES: u64 = 64 << 20;
 
 /// Most bytes that arguments and environment may have together: what Linux takes by default, a quarter
 /// of an 8 MiB stack.
@@ -127,7 +124,12 @@ pub fn setup(options: &Options, hostname: &str, upper: Upper) -> Setup {
             relay: false,
         },
         mounts: options.tmpfs.clone(),
-        shm_bytes: SHM_BYTES,
+        shm_bytes: options.limits.shm.0,
+        limits: Limits {
+            memory_bytes: None,
+            pids: options.limits.pids,
+        },
+        sysctls: options.limits.sysctls.clone(),
         privileged: options.privileged,
     }
 }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use protocol::{
-    Process, WindowSize,
+    Process, ProcessList, WindowSize,
     frame::{self, FrameError},
 };
 use rustix::net::{
@@ -25,7 +25,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{log::Stream, name::Id, timeline::Timeline};
+use super::{limits::Later, log::Stream, name::Id, timeline::Timeline, usage::Measured};
 
 /// Most descriptors that come with one message.
 const MAX_DESCRIPTORS: usize = 2;
@@ -50,6 +50,12 @@ pub enum Request {
     },
     /// Send the container's process a signal.
     Signal(u8),
+    /// Tell what the container uses.
+    Measure,
+    /// Tell its processes.
+    ListProcesses,
+    /// What the container may use was changed on disk: have it so.
+    Reload,
     /// End the virtual machine at once, whatever is lost; and tell.
     Kill,
 }
@@ -122,6 +128,12 @@ pub enum Reply {
     Started,
     /// What was asked is done.
     Done,
+    /// What the container uses.
+    Measured(Measured),
+    /// Its processes.
+    Processes(ProcessList),
+    /// The change holds, but for this.
+    Reloaded(Later),
     /// The process ended, and all of its output is on the way.
     Exited(Outcome),
     /// It never ran, or its end is not known.

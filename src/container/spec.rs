@@ -5,10 +5,15 @@ use std::{collections::BTreeMap, path::PathBuf, time::SystemTime};
 use protocol::{Process, Setup};
 use serde::{Deserialize, Serialize};
 
-use super::{log::LogConfig, name::Id, network::NetworkSpec};
+use super::{
+    limits::{CpuSet, Cpus, DiskRate},
+    log::LogConfig,
+    name::Id,
+    network::NetworkSpec,
+};
 use crate::image::digest::Digest;
 
-/// What a container is. Changed by `rename` alone.
+/// What a container is. Changed by `rename` and `update` alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
     /// Its ID.
@@ -45,12 +50,22 @@ pub struct Spec {
 /// The virtual machine around a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
-    /// Virtual CPUs.
-    pub vcpus: u8,
+    /// Processor time, and with it virtual CPUs.
+    #[serde(default)]
+    pub cpus: Cpus,
+    /// Which of the host's processors; all where there is none.
+    #[serde(default)]
+    pub cpuset: Option<CpuSet>,
     /// Guest memory in bytes.
     pub memory_bytes: u64,
     /// Size of the writable disk in bytes; without one, what is written lies in memory.
     pub disk_bytes: Option<u64>,
+    /// How fast it may use disks of the host's.
+    #[serde(default)]
+    pub disk_rates: Vec<DiskRate>,
+    /// How soon the host ends it when memory is used up, -1000 to 1000.
+    #[serde(default)]
+    pub oom_score_adj: i16,
     /// Guest kernel in place of the installed one.
     pub kernel: Option<PathBuf>,
     /// Where the guest kernel's serial console goes.
@@ -115,7 +130,10 @@ pub fn example(name: &str) -> Spec {
         process: process::process(&oci_spec::image::Config::default(), &options, "h").unwrap(),
         setup: process::setup(&options, "h", Upper::Tmpfs { size_bytes: 0 }),
         machine: Machine {
-            vcpus: 1,
+            cpus: Cpus::default(),
+            cpuset: None,
+            disk_rates: Vec::new(),
+            oom_score_adj: 0,
             memory_bytes: 1 << 28,
             disk_bytes: None,
             kernel: None,

@@ -13,23 +13,13 @@ use std::{
     fs::File,
     io,
     os::{fd::AsFd, unix::net::UnixListener},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::SystemTime,
 };
 
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::{
-        resource::{Resource, getrlimit, setrlimit},
-        signal::{SigSet, Signal},
-        signalfd::{SfdFlags, SignalFd},
-    },
-    unistd::setsid,
-};
-use protocol::Upper;
-
 use super::{
+    disk_rate,
     error::{RunError, chain, check_memory},
     log::Log,
     session::{FromCommand, Launch, Reply, Request, Session},
@@ -43,6 +33,15 @@ use crate::{
     sandbox::{SandboxConfig, kernel},
 };
 use clients::Clients;
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+    },
+    unistd::setsid,
+};
 use run::{Plan, Run};
 use streams::{End, Streams};
 
@@ -200,11 +199,8 @@ impl Supervisor {
         check_memory(spec.machine.memory_bytes)?;
         let kernel = kernel::find(spec.machine.kernel.as_deref())?;
         let image = Store::open(&self.state_root)?.image(&spec.image_digest, None)?;
-        let mut sandbox = sandbox(spec, &self.container, &image, kernel);
-        let mut setup = protocol::Setup {
-            upper: upper(spec),
-            ..spec.setup.clone()
-        };
+        let mut sandbox = sandbox(spec, &self.container, &image, kernel)?;
+        let mut setup = spec.setup.clone();
         let connection = spec.network.connect(
             &self.state_root,
             spec.id.as_str(),
@@ -276,28 +272,38 @@ fn failed(error: &RunError, timeline: Timeline) -> Reply {
     }
 }
 
-fn upper(spec: &Spec) -> Upper {
-    match spec.machine.disk_bytes {
-        None => Upper::Tmpfs { size_bytes: 0 },
-        Some(_) => Upper::Ext4 {
-            device: "/dev/vdb".into(),
-        },
-    }
-}
-
-fn sandbox(spec: &Spec, container: &Container, image: &Image, kernel: PathBuf) -> SandboxConfig {
-    let disk = spec.machine.disk_bytes;
-    SandboxConfig {
+fn sandbox(
+    spec: &Spec,
+    container: &Container,
+    image: &Image,
+    kernel: PathBuf,
+) -> Result<SandboxConfig, RunError> {
+    let machine = &spec.machine;
+    let disk_path = container.folder().join(DISK);
+    let root: Vec<&Path> = image
+        .rootfs
+        .parts
+        .iter()
+        .map(|(path, _)| path.as_path())
+        .collect();
+    let mut disks = vec![root];
+    disks.extend(machine.disk_bytes.map(|_| vec![disk_path.as_path()]));
+    let disk_limits = disk_rate::resolve(&machine.disk_rates, &disks)?;
+    Ok(SandboxConfig {
         label: spec.id.short().into(),
-        vcpus: spec.machine.vcpus,
-        memory_bytes: spec.machine.memory_bytes,
+        vcpus: machine.cpus.vcpus(),
+        nano_cpus: machine.cpus.throttle(machine.cpus.vcpus()),
+        cpuset: machine.cpuset.as_ref().map(|set| set.cpus().to_vec()),
+        oom_score_adj: machine.oom_score_adj,
+        memory_bytes: machine.memory_bytes,
         kernel,
         root: image.rootfs.parts.clone(),
-        disk: disk.map(|bytes| (container.folder().join(DISK), bytes)),
+        disk: machine.disk_bytes.map(|bytes| (disk_path, bytes)),
+        disk_limits,
         nics: Vec::new(),
-        kernel_console: spec.machine.kernel_console.clone(),
+        kernel_console: machine.kernel_console.clone(),
         log: container.folder().join(LOG),
-    }
+    })
 }
 
 /// Signals that mean the supervisor itself: the host is going down, or somebody looked for a process to end.

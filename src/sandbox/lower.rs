@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use vmm::{
-    BlockConfig, BlockLimits, BlockPart, ConsoleConfig, DescriptorIndex, KernelConfig,
-    MemoryConfig, NetConfig, SerialConfig, VmConfig, VsockConfig,
+    BlockConfig, BlockPart, ConsoleConfig, DescriptorIndex, KernelConfig, MemoryConfig, NetConfig,
+    SerialConfig, VmConfig, VsockConfig,
 };
 
 use super::{SandboxConfig, SandboxError};
@@ -55,6 +55,7 @@ pub fn lower(config: &SandboxConfig) -> Result<(VmConfig, Vec<Resource>), Sandbo
         // Checked below: far fewer than u16 holds.
         DescriptorIndex(u16::try_from(resources.len() - 1).unwrap_or(u16::MAX))
     };
+    let limits = |disk: usize| config.disk_limits.get(disk).copied().unwrap_or_default();
     let root = BlockConfig {
         parts: config
             .root
@@ -66,7 +67,7 @@ pub fn lower(config: &SandboxConfig) -> Result<(VmConfig, Vec<Resource>), Sandbo
             .collect(),
         read_only: true,
         serial: "root".into(),
-        limits: BlockLimits::default(),
+        limits: limits(0),
     };
     let disk = config.disk.as_ref().map(|(path, bytes)| BlockConfig {
         parts: vec![BlockPart {
@@ -75,7 +76,7 @@ pub fn lower(config: &SandboxConfig) -> Result<(VmConfig, Vec<Resource>), Sandbo
         }],
         read_only: false,
         serial: "disk".into(),
-        limits: BlockLimits::default(),
+        limits: limits(1),
     });
     let nets = config
         .nics
@@ -90,7 +91,7 @@ pub fn lower(config: &SandboxConfig) -> Result<(VmConfig, Vec<Resource>), Sandbo
     let vm_config = VmConfig {
         kvm: index(Resource::Kvm),
         vcpus: config.vcpus,
-        nano_cpus: None,
+        nano_cpus: config.nano_cpus,
         memory: MemoryConfig {
             memfd: index(Resource::Memory {
                 bytes: config.memory_bytes,
@@ -139,6 +140,10 @@ mod tests {
         SandboxConfig {
             label: "x".into(),
             vcpus: 2,
+            nano_cpus: None,
+            cpuset: None,
+            oom_score_adj: 0,
+            disk_limits: Vec::new(),
             memory_bytes: 64 << 20,
             kernel: "/kernel".into(),
             root: vec![("/meta".into(), 8192), ("/layer".into(), 4096)],
@@ -208,6 +213,10 @@ mod tests {
         let other = SandboxConfig {
             label: "init=/bin/sh".into(),
             vcpus: 1,
+            nano_cpus: None,
+            cpuset: None,
+            oom_score_adj: 0,
+            disk_limits: Vec::new(),
             ..config()
         };
         assert_eq!(

@@ -18,12 +18,14 @@
 
 pub mod frame;
 mod message;
+mod usage;
 
 pub use message::{
     AgentMessage, Capabilities, Exit, HostEntry, HostMessage, Interface, InterfaceAddress, Mount,
     Process, ProcessId, Resolver, Resource, Rlimit, Setup, StartStage, Stdio, StreamToken, Upper,
     WindowSize,
 };
+pub use usage::{Limits, ProcessInfo, ProcessList, Usage};
 
 /// Version of this protocol. The host refuses an agent that reports another one.
 pub const PROTOCOL_VERSION: u32 = 3;

@@ -4,11 +4,13 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::{Limits, ProcessList, Usage};
+
 /// What the host tells the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HostMessage {
     /// Prepare the sandbox: root file system, mounts, host name. Once, before the first `Start`.
-    Setup(Setup),
+    Setup(Box<Setup>),
     /// Start a process. The first one is the container's: it becomes PID 1 of the container's PID
     /// namespace and its end is the end of the container. Later ones join it.
     Start {
@@ -33,6 +35,12 @@ pub enum HostMessage {
         /// The new size.
         size: WindowSize,
     },
+    /// Change what the container may use.
+    Limit(Limits),
+    /// Tell what the container uses: answered with [`AgentMessage::Usage`].
+    Measure,
+    /// Tell the container's processes: answered with [`AgentMessage::Processes`].
+    ListProcesses,
     /// Sync, unmount what is writable and power off; whatever still runs is killed.
     PowerOff,
 }
@@ -78,6 +86,10 @@ pub enum AgentMessage {
         /// The guest kernel's OOM killer ended a process of the container.
         oom_killed: bool,
     },
+    /// What the container uses; `None` where that cannot be read.
+    Usage(Option<Usage>),
+    /// The container's processes.
+    Processes(ProcessList),
 }
 
 /// Names one process of a sandbox, chosen by the host.
@@ -110,6 +122,12 @@ pub struct Setup {
     pub mounts: Vec<Mount>,
     /// Size of `/dev/shm` in bytes.
     pub shm_bytes: u64,
+    /// What the container may use from its start on.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Settings of the kernel: a name with dots, and its value.
+    #[serde(default)]
+    pub sysctls: Vec<(String, String)>,
     /// Leave nothing masked or read-only below `/proc` and `/sys`, and give all of `/dev`.
     pub privileged: bool,
 }
@@ -284,6 +302,10 @@ pub enum StartStage {
     Mount,
     /// Host name or the files below `/etc`.
     Hostname,
+    /// What the container may use; the subject is the setting of its control group.
+    Limit,
+    /// A setting of the kernel; the subject is its name.
+    Sysctl,
     /// The network interfaces; the subject is one of them or an address.
     Network,
     /// Connecting a standard stream.

@@ -96,6 +96,16 @@ impl Container {
         &self.spec
     }
 
+    /// Reads what it is once more: another process may have changed that.
+    ///
+    /// # Errors
+    ///
+    /// Where the file cannot be read; what was known stands then.
+    pub fn reload(&mut self) -> Result<(), StateError> {
+        self.spec = read_json(&self.folder.join("spec.json"))?;
+        Ok(())
+    }
+
     /// Its folder, for files that live as long as it does.
     #[must_use]
     pub fn folder(&self) -> &Path {

@@ -60,6 +60,19 @@ impl Containers {
         fs::remove_file(&before).map_err(failed("remove", &before))
     }
 
+    /// Changes what a container is, but for its name and ID.
+    ///
+    /// # Errors
+    ///
+    /// Where its files cannot be read or written; it is as it was then.
+    pub fn change(&self, id: &Id, change: impl FnOnce(&mut Spec)) -> Result<(), StateError> {
+        let _names = self.lock_names()?;
+        let path = self.container_folder(id).join("spec.json");
+        let mut spec: Spec = read_json(&path)?;
+        change(&mut spec);
+        write_json(&path, &spec, !spec.remove)
+    }
+
     pub(super) fn lock_names(&self) -> Result<File, StateError> {
         let path = self.folder.join("lock");
         let lock = open_lock(&path)?;

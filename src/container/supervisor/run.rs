@@ -3,6 +3,7 @@
 
 mod commands;
 mod guest;
+mod usage;
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -33,6 +34,8 @@ use crate::{
     network::Attachment,
     sandbox::{self, Sandbox, SandboxConfig},
 };
+
+use usage::Questions;
 
 /// A guest that is not ready by then makes the host look whether its KVM can run one at all.
 const DOUBT_AFTER: Duration = Duration::from_millis(600);
@@ -72,6 +75,9 @@ pub struct Run<'a> {
     unknown: Unknown,
     expected: Vec<(StreamToken, ProcessId, Channel)>,
     execs: Execs,
+    questions: Questions,
+    /// What the machine was started with.
+    booted: Booted,
     phase: Phase,
     /// When a container that shall end is killed, and when its machine is ended.
     kill_at: Option<Instant>,
@@ -84,6 +90,13 @@ pub struct Run<'a> {
     gone: bool,
     attachment: Option<Attachment>,
     _image: Image,
+}
+
+/// The size of a machine, which does not change while it runs.
+#[derive(Debug, Clone, Copy)]
+struct Booted {
+    vcpus: u8,
+    memory_bytes: u64,
 }
 
 /// How far it is.
@@ -149,6 +162,11 @@ impl<'a> Run<'a> {
             unknown: Unknown::default(),
             expected: Vec::new(),
             execs: Execs::default(),
+            questions: Questions::default(),
+            booted: Booted {
+                vcpus: config.vcpus,
+                memory_bytes: config.memory_bytes,
+            },
             phase: Phase::Booting {
                 start: Box::new((setup, process)),
                 doubt: Some(Instant::now() + DOUBT_AFTER),
@@ -235,10 +253,16 @@ impl<'a> Run<'a> {
             Phase::Draining(_) if self.supervisor.streams.is_expecting() => Some(Instant::now()),
             _ => None,
         };
-        [doubt, self.kill_at, self.end_at, self.execs.deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            doubt,
+            self.kill_at,
+            self.end_at,
+            self.execs.deadline(),
+            self.questions.deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn look_at_the_clock(&mut self) -> Result<(), RunError> {
@@ -261,6 +285,7 @@ impl<'a> Run<'a> {
             self.kill_at = None;
             self.signal(9)?;
         }
+        self.give_up_answers(now);
         for id in self.execs.overdue(now) {
             self.fail_exec(id, "the guest agent does not answer", 125);
         }

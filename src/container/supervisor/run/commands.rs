@@ -84,6 +84,9 @@ impl Run<'_> {
                 supervisor.clients.send(id, &Reply::Done, &[]);
                 self.signal(signal)?;
             }
+            Request::Measure => self.ask_usage(id)?,
+            Request::ListProcesses => self.ask_processes(id)?,
+            Request::Reload => self.reload(id)?,
             Request::Kill => {
                 supervisor.clients.set_role(id, Role::Waiting);
                 return Err(RunError::Killed);

@@ -83,6 +83,14 @@ impl Run<'_> {
                 self.phase = Phase::Draining(self.outcome(exit, oom_killed));
                 Ok(())
             }
+            AgentMessage::Usage(usage) => {
+                self.hear_usage(usage);
+                Ok(())
+            }
+            AgentMessage::Processes(list) => {
+                self.hear_processes(list);
+                Ok(())
+            }
             AgentMessage::Started { id, .. } => {
                 self.execs.started(id);
                 self.reply_to_exec(id, &Reply::Started);
@@ -151,7 +159,7 @@ impl Run<'_> {
                 self.supervisor.streams.expect(*stream);
             }
         }
-        self.tell_agent(&HostMessage::Setup(setup))?;
+        self.tell_agent(&HostMessage::Setup(Box::new(setup)))?;
         let stdio = self.expect(FIRST, &channels)?;
         self.tell_agent(&HostMessage::Start {
             id: FIRST,
@@ -250,7 +258,8 @@ impl Run<'_> {
                 stream,
             } => self.serve_names(stream, Transport::Packets),
             // Only the first control connection is the agent's: it is there before any other program.
-            SandboxEvent::Connected { .. } | SandboxEvent::Counters(_) => {}
+            SandboxEvent::Connected { .. } => {}
+            SandboxEvent::Counters(counters) => self.hear_counters(counters),
             SandboxEvent::Ended(ending) => return self.end(ending),
         }
         Ok(())
