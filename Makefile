@@ -40,3 +40,5 @@ bench: setup ## start times, memory and images, measured, where it takes KVM in 
 install: all ## install to PREFIX (/usr/local)
 	install -D -m 755 target/release/pillbug $(DESTDIR)$(PREFIX)/bin/pillbug
 	install -D -m 644 "$$(kernel-config/build.sh guest)/vmlinux" $(DESTDIR)$(PREFIX)/lib/pillbug/vmlinux
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|@PREFIX@|$(PREFIX)|' contrib/pillbug.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/pillbug.service

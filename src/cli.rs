@@ -8,6 +8,7 @@ mod completions;
 mod container_inspect;
 mod create;
 mod doctor;
+mod events;
 mod exec;
 mod filter;
 mod foreground;
@@ -42,6 +43,7 @@ mod stop;
 mod system_check;
 mod system_df;
 mod system_prune;
+mod system_start;
 mod tag;
 mod terminal;
 mod top;
@@ -92,6 +94,7 @@ struct Arguments {
 enum Verb {
     #[command(flatten)]
     Containers(ContainerVerb),
+    Events(events::EventsArgs),
     Doctor(doctor::DoctorArgs),
     Bench(bench::BenchArgs),
     Pull(pull::PullArgs),
@@ -156,6 +159,8 @@ enum SystemVerb {
     Check(system_check::CheckArgs),
     Df(system_df::DfArgs),
     Prune(system_prune::SystemPruneArgs),
+    Start(system_start::SystemStartArgs),
+    Events(events::EventsArgs),
 }
 
 /// Manage images
@@ -215,6 +220,9 @@ fn command_line(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Verb::Container(ContainerGroup::Inspect(arguments)) => container_inspect::run(&arguments),
         Verb::Container(ContainerGroup::Prune(arguments)) => rm::prune(&arguments),
         Verb::Network(verb) => network::run(verb),
+        Verb::Events(arguments) | Verb::System(SystemVerb::Events(arguments)) => {
+            events::run(&arguments)
+        }
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Bench(arguments) => bench::run(arguments),
         Verb::Pull(arguments) | Verb::Image(ImageVerb::Pull(arguments)) => pull::run(&arguments),
@@ -237,6 +245,7 @@ fn command_line(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Verb::System(SystemVerb::Check(arguments)) => system_check::run(&arguments),
         Verb::System(SystemVerb::Df(arguments)) => system_df::run(&arguments),
         Verb::System(SystemVerb::Prune(arguments)) => system_prune::run(&arguments),
+        Verb::System(SystemVerb::Start(arguments)) => system_start::run(&arguments),
         Verb::Login(arguments) => login::run(&arguments),
         Verb::Logout(arguments) => login::run_logout(&arguments),
         Verb::Completions(arguments) => completions::run(&arguments),

@@ -208,6 +208,15 @@ impl Sandbox {
         self.vmm_pid
     }
 
+    /// Ends the VMM process, where it has not ended, and waits until it is gone.
+    pub fn end(&mut self) {
+        if let Some(mut vmm) = self.vmm.take() {
+            // Either it is dead already, or nobody can be told.
+            let _ = vmm.kill();
+            let _ = vmm.wait();
+        }
+    }
+
     /// Waits for the next event, and returns it. A VMM process that dies without a word has
     /// [`Ending::Killed`] or [`Ending::HostError`] as its last one.
     ///

@@ -14,7 +14,7 @@ use crate::{
         log,
         spec::Spec,
         state::{Containers, Record},
-        status::Status,
+        status::{Restarting, Status},
     },
     state_root,
 };
@@ -79,11 +79,15 @@ pub fn object(containers: &Containers, record: &Record) -> Value {
         "Image": spec.image_id,
         "LogPath": if logs { log_path.to_string_lossy().into_owned() } else { String::new() },
         "Name": format!("/{}", spec.name),
-        "RestartCount": 0,
+        "RestartCount": record.status.restarts(),
         "Driver": "erofs",
         "Platform": "linux",
         "HostConfig": {
             "AutoRemove": spec.remove,
+            "RestartPolicy": {
+                "Name": spec.restart.name(),
+                "MaximumRetryCount": spec.restart.retries(),
+            },
             "NanoCpus": spec.machine.cpus.nano(),
             "CpusetCpus": spec.machine.cpuset.as_ref().map(ToString::to_string).unwrap_or_default(),
             "Memory": spec.machine.memory_bytes,
@@ -150,7 +154,7 @@ fn state(status: &Status) -> Value {
         Status::Created { error } => (0, None, None, 0, false, error.clone()),
         Status::Starting => (0, None, None, 0, false, None),
         Status::Running(running) => (running.vmm_pid, Some(running.since), None, 0, false, None),
-        Status::Exited(exited) => (
+        Status::Exited(exited) | Status::Restarting(Restarting { last: exited, .. }) => (
             0,
             Some(exited.since),
             Some(exited.at),
@@ -161,9 +165,9 @@ fn state(status: &Status) -> Value {
     };
     json!({
         "Status": status.word(),
-        "Running": matches!(status, Status::Running(_)),
+        "Running": status.is_up(),
         "Paused": false,
-        "Restarting": false,
+        "Restarting": matches!(status, Status::Restarting(_)),
         "OOMKilled": oom_killed,
         "Dead": false,
         "Pid": pid,

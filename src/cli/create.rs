@@ -24,6 +24,7 @@ use crate::{
         log::LogConfig,
         name::Id,
         options::{self, EnvChange, OptionError, Options},
+        restart::RestartPolicy,
         signal,
         status::Status,
         timeline::Timeline,
@@ -117,6 +118,14 @@ pub struct ContainerFlags {
     /// Seconds until a process that was asked to end is killed; -1 waits for ever
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     stop_timeout: Option<i64>,
+    /// When to start it again: no, on-failure[:RETRIES], always, unless-stopped
+    #[arg(
+        long,
+        value_name = "POLICY",
+        default_value = "no",
+        hide_default_value = true
+    )]
+    restart: RestartPolicy,
     /// How output is kept: max-size=SIZE (10m) for each of max-file=COUNT (3) files
     #[arg(long, value_name = "NAME=VALUE")]
     log_opt: Vec<String>,
@@ -243,6 +252,9 @@ impl ContainerFlags {
 
     /// As meant.
     pub fn into_request(self, detach: bool) -> anyhow::Result<ContainerRequest> {
+        if self.rm && self.restart != RestartPolicy::No {
+            bail!("conflicting options: cannot specify both --restart and --rm");
+        }
         let mut env = Vec::new();
         let of_host = |name: &str| std::env::var(name).ok();
         for path in &self.env_file {
@@ -282,6 +294,7 @@ impl ContainerFlags {
             log,
             stop_signal: self.stop_signal,
             stop_timeout: self.stop_timeout,
+            restart: self.restart,
             interactive: self.interactive,
             terminal: self.tty.then(terminal::size),
             kernel: self.kernel.as_ref().map(absolute).transpose()?,

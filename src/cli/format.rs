@@ -62,7 +62,7 @@ impl FromStr for Format {
     fn from_str(text: &str) -> Result<Self, TemplateError> {
         Ok(match text {
             "" | "table" => Self::Table(None),
-            "json" => Self::Json,
+            "json" | "{{json .}}" => Self::Json,
             _ => match text.strip_prefix("table ") {
                 Some(columns) => Self::Table(Some(Parsed::new(columns.trim())?)),
                 None => Self::Template(Parsed::new(text)?),

@@ -87,9 +87,7 @@ pub fn run(arguments: &PsArgs) -> anyhow::Result<ExitCode> {
     let filters = Filters::new(&arguments.filter, &containers)?;
     let last = arguments.last.or(arguments.latest.then_some(1));
     let all = arguments.all || last.is_some() || filters.choose_status();
-    records.retain(|record| {
-        (all || matches!(record.status, Status::Running(_))) && filters.matches(record)
-    });
+    records.retain(|record| (all || record.status.is_up()) && filters.matches(record));
     records.truncate(last.unwrap_or(usize::MAX));
     super::print(&render(&records, arguments)?)?;
     Ok(ExitCode::SUCCESS)
@@ -151,6 +149,10 @@ fn status(status: &Status) -> String {
     match status {
         Status::Created { .. } | Status::Starting => "Created".into(),
         Status::Running(running) => format!("Up {}", age(running.since)),
+        Status::Restarting(restarting) => {
+            let last = &restarting.last;
+            format!("Restarting ({}) {} ago", last.code, age(last.at))
+        }
         Status::Exited(exited) => format!("Exited ({}) {} ago", exited.code, age(exited.at)),
     }
 }

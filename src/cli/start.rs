@@ -115,6 +115,9 @@ pub fn restart(arguments: &RestartArgs) -> anyhow::Result<ExitCode> {
             arguments.ending.signal,
             arguments.ending.timeout,
         )?;
-        in_background(containers, id)
+        in_background(containers, id)?;
+        let spec = containers.record(id)?.spec;
+        containers.events().record_container(&spec, "restart", &[]);
+        Ok(())
     })
 }

@@ -10,10 +10,7 @@ use super::{
     image_filter, units,
 };
 use crate::{
-    container::{
-        state::{Containers, Record},
-        status::Status,
-    },
+    container::state::{Containers, Record},
     image::{digest::Digest, reference::Reference, store::Usage},
     state_root,
 };
@@ -130,7 +127,7 @@ fn summary(
 ) -> anyhow::Result<String> {
     let used = usage.images.iter();
     let used = used.filter(|part| users.contains_key(&part.image.digest));
-    let is_running = |record: &Record| matches!(record.status, Status::Running(_));
+    let is_running = |record: &Record| record.status.is_up();
     let idle = records.iter().filter(|(record, _)| !is_running(record));
     let idle: u64 = idle.map(|(_, bytes)| bytes).sum();
     let running = records

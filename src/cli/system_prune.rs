@@ -7,10 +7,7 @@ use jiff::Timestamp;
 
 use super::{image_filter::Filter, image_prune, units};
 use crate::{
-    container::{
-        state::{Containers, StateError},
-        status::Status,
-    },
+    container::state::{Containers, StateError},
     state_root,
 };
 
@@ -55,7 +52,7 @@ pub fn run(arguments: &SystemPruneArgs) -> anyhow::Result<ExitCode> {
             .filters
             .iter()
             .all(|filter| filter.has(label, created));
-        if !is_wanted || matches!(record.status, Status::Running(_)) {
+        if !is_wanted || record.status.is_up() {
             continue;
         }
         let size = containers.disk_usage(&record.spec.id);

@@ -54,7 +54,11 @@ pub fn create(
         spec(id, name, source, &image, options, stop)
     })?;
     match make_disk(&container, state_root) {
-        Ok(()) => Ok(container),
+        Ok(()) => {
+            let events = containers.events();
+            events.record_container(container.spec(), "create", &[]);
+            Ok(container)
+        }
         Err(error) => {
             containers.remove_held(container)?;
             Err(error)
@@ -98,6 +102,7 @@ fn spec(
             log: options.log,
         },
         stop,
+        restart: options.restart,
         labels: labels(&config, options),
         remove: options.remove,
         id,

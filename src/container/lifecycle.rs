@@ -8,7 +8,7 @@ use super::{
     launch::{self, connect, wait_exit},
     name::Id,
     session::{Attach, Exec, Reply, Request, Session},
-    state::{Containers, StateError},
+    state::{Containers, Record, StateError},
     status::Status,
     timeline::{Timeline, now_ns},
 };
@@ -32,6 +32,19 @@ pub fn start(
         ..Timeline::default()
     };
     launch::launch(state_root, container, attach, timeline).map(Some)
+}
+
+/// Whether a container should be started now that its host has started.
+#[must_use]
+pub fn should_run(record: &Record) -> bool {
+    match &record.status {
+        Status::Exited(exited) => {
+            let policy = record.spec.restart;
+            policy.starts_with_host(exited.code != 0, exited.stopped)
+        }
+        // It never ran, or it runs.
+        _ => false,
+    }
 }
 
 /// Asks a container to end, and waits until it has. One that does not run has.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
 use protocol::{HostEntry, Mount, Resource, Rlimit, WindowSize};
 use vmm::VmConfig;
 
-use super::{limits::LimitOptions, log::LogConfig, network::NetworkSpec};
+use super::{limits::LimitOptions, log::LogConfig, network::NetworkSpec, restart::RestartPolicy};
 
 /// A request to create a container.
 #[derive(Debug, Clone, Default)]
@@ -60,6 +60,8 @@ pub struct Options {
     pub stop_signal: Option<u8>,
     /// Seconds from there until it is killed; negative: never.
     pub stop_timeout: Option<i64>,
+    /// When it is started again.
+    pub restart: RestartPolicy,
     /// Connect standard input.
     pub interactive: bool,
     /// Give the process a terminal of this size.

@@ -10,6 +10,7 @@ use super::{
     log::LogConfig,
     name::Id,
     network::NetworkSpec,
+    restart::RestartPolicy,
 };
 use crate::image::digest::Digest;
 
@@ -41,6 +42,9 @@ pub struct Spec {
     pub streams: Streams,
     /// What ends it.
     pub stop: Stop,
+    /// When it is started again.
+    #[serde(default)]
+    pub restart: RestartPolicy,
     /// User's own data, and the image's.
     pub labels: BTreeMap<String, String>,
     /// Remove it when it ends.
@@ -146,6 +150,7 @@ pub fn example(name: &str) -> Spec {
             log: LogConfig::default(),
         },
         stop: Stop::DEFAULT,
+        restart: RestartPolicy::No,
         labels: BTreeMap::new(),
         remove: false,
     }

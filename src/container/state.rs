@@ -29,6 +29,7 @@ use std::{
 };
 
 use super::{
+    event::Events,
     name::{self, Id, NameError},
     process::ProcessError,
     spec::Spec,
@@ -83,6 +84,7 @@ pub enum StateError {
 #[derive(Debug)]
 pub struct Containers {
     folder: PathBuf,
+    events: Events,
 }
 
 /// A container as seen from outside.
@@ -108,7 +110,10 @@ impl Containers {
         }
         // Whatever stays is there from the first command on.
         open_lock(&folder.join("lock"))?;
-        Ok(Self { folder })
+        Ok(Self {
+            folder,
+            events: Events::open(state_root)?,
+        })
     }
 
     /// Writes down a new container with this status, with a made-up name where `name` is none, and holds
@@ -234,6 +239,7 @@ impl Containers {
             let _names = self.lock_names()?;
             // It may have another name by now.
             let spec: Spec = read_json(&container.folder().join("spec.json"))?;
+            self.events.record_container(&spec, "destroy", &[]);
             let has_name = self.named(&spec.name)?.as_ref() == Some(&spec.id);
             fs::rename(container.folder(), &gone).map_err(failed("remove", container.folder()))?;
             if has_name {
@@ -242,6 +248,12 @@ impl Containers {
             }
         }
         fs::remove_dir_all(&gone).map_err(failed("remove", &gone))
+    }
+
+    /// Where it is written down what happens to them.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        &self.events
     }
 
     /// Bytes of disk that a container takes; none where there is no such container.

@@ -1,12 +1,13 @@
 //! How a container is, as it is written down whenever that changes.
 //!
 //! ```text
-//! create ─► Created ─► Running ─► Exited
-//!    run ─► Starting ─────┘ ▲        │
-//!                           └─ start ┘
+//! create ─► Created ─► Running ◄─► Restarting
+//!    run ─► Starting ─────┘ ▲ └───────┐ │
+//!                           │         ▼ ▼
+//!                           └─ start ─ Exited
 //! ```
 //!
-//! `Starting` and `Running` hold only while somebody holds the container's lock.
+//! `Starting`, `Running` and `Restarting` hold only while somebody holds the container's lock.
 
 use std::time::SystemTime;
 
@@ -27,6 +28,8 @@ pub enum Status {
     Starting,
     /// Its VM runs.
     Running(Running),
+    /// It ended, and is about to be started again.
+    Restarting(Restarting),
     /// It ended.
     Exited(Exited),
 }
@@ -40,6 +43,18 @@ pub struct Running {
     pub supervisor_pid: u32,
     /// Process ID of its VMM.
     pub vmm_pid: u32,
+    /// How often its policy has started it again.
+    #[serde(default)]
+    pub restarts: u32,
+}
+
+/// A container between two runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restarting {
+    /// How the last one ended.
+    pub last: Exited,
+    /// Process ID of its supervisor.
+    pub supervisor_pid: u32,
 }
 
 /// A container that ended.
@@ -55,6 +70,12 @@ pub struct Exited {
     pub oom_killed: bool,
     /// What went wrong, where the process did not just end.
     pub error: Option<String>,
+    /// How often its policy had started it again.
+    #[serde(default)]
+    pub restarts: u32,
+    /// Somebody ended it.
+    #[serde(default)]
+    pub stopped: bool,
 }
 
 impl Status {
@@ -64,6 +85,7 @@ impl Status {
         match self {
             Self::Created { .. } | Self::Starting => "created",
             Self::Running(_) => "running",
+            Self::Restarting(_) => "restarting",
             Self::Exited(_) => "exited",
         }
     }
@@ -78,8 +100,28 @@ impl Status {
                 code: ORPHANED,
                 oom_killed: false,
                 error: Some("the process that ran it was killed, or the host went down".into()),
+                restarts: running.restarts,
+                stopped: false,
             })),
-            _ => None,
+            Self::Restarting(restarting) => Some(Self::Exited(restarting.last.clone())),
+            Self::Created { .. } | Self::Starting | Self::Exited(_) => None,
+        }
+    }
+
+    /// Whether somebody runs it, or is about to run it again.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        matches!(self, Self::Running(_) | Self::Restarting(_))
+    }
+
+    /// How often its policy has started it again since it was last started by hand.
+    #[must_use]
+    pub fn restarts(&self) -> u32 {
+        match self {
+            Self::Created { .. } | Self::Starting => 0,
+            Self::Running(running) => running.restarts,
+            Self::Restarting(restarting) => restarting.last.restarts,
+            Self::Exited(exited) => exited.restarts,
         }
     }
 }

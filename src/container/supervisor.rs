@@ -6,6 +6,7 @@
 
 mod clients;
 mod exec;
+mod rest;
 mod run;
 mod streams;
 
@@ -15,26 +16,10 @@ use std::{
     os::{fd::AsFd, unix::net::UnixListener},
     path::{Path, PathBuf},
     process::ExitCode,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
-use super::{
-    disk_rate,
-    error::{RunError, chain, check_memory},
-    log::Log,
-    session::{FromCommand, Launch, Reply, Request, Session},
-    spec::Spec,
-    state::{Container, Containers},
-    status::{Exited, Status},
-    timeline::{Timeline, now_ns},
-};
-use crate::{
-    image::store::{Image, Store},
-    sandbox::{SandboxConfig, kernel},
-};
-use clients::Clients;
 use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         resource::{Resource, getrlimit, setrlimit},
         signal::{SigSet, Signal},
@@ -42,8 +27,26 @@ use nix::{
     },
     unistd::setsid,
 };
+
+use super::{
+    disk_rate,
+    error::{RunError, chain, check_memory},
+    log::Log,
+    restart::Backoff,
+    session::{FromCommand, Launch, Reply, Request, Session},
+    spec::Spec,
+    state::{Container, Containers},
+    status::{Exited, Restarting, Status},
+    timeline::{Timeline, now_ns},
+};
+use crate::{
+    image::store::{Image, Store},
+    sandbox::{SandboxConfig, kernel},
+};
+use clients::Clients;
+use rest::deliver;
 use run::{Plan, Run};
-use streams::{End, Streams};
+use streams::Streams;
 
 pub use super::session::Outcome;
 
@@ -102,6 +105,30 @@ struct Supervisor {
     clients: Clients,
     streams: Streams,
     timeline: Timeline,
+    /// Who ended the container, where it did not end by itself.
+    stopped: Option<Stopped>,
+    /// It was asked to end, with time to do so.
+    told_to_stop: bool,
+    /// How often the container was started again.
+    restarts: u32,
+}
+
+/// Why a container that ends is not to run again now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stopped {
+    /// A command said so.
+    ByUser,
+    /// The host, or this process, is to end.
+    WithHost,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+struct Ended {
+    result: Result<Outcome, RunError>,
+    since: SystemTime,
+    /// How long the process ran; `None` where it was never executed.
+    up: Option<Duration>,
 }
 
 /// Standard input, and nothing in its place: the session shall end when this lets go of it.
@@ -146,20 +173,31 @@ impl Supervisor {
             clients,
             streams,
             timeline,
+            stopped: None,
+            told_to_stop: false,
+            restarts: 0,
         })
     }
 
-    /// The container from its start to its end. What is left are sessions that were told of it.
+    /// The container from its start to its end, with all restarts. What is left are sessions that were told of it.
     fn supervise(mut self) -> Clients {
         let before = self.container.status();
-        let started = SystemTime::now();
-        let result = self.plan().and_then(|plan| {
-            let mut run = Run::start(plan, &mut self)?;
-            run.serve()
-        });
-        self.timeline.gone_ns = now_ns();
-        self.streams.close_guest();
-        let written = self.write_down(&result, started, before.as_ref().ok());
+        let mut backoff = Backoff::default();
+        let mut ended = self.run();
+        while self.goes_on(&ended) {
+            self.tell_restart(&ended);
+            if !self.rest(backoff.after(ended.up.unwrap_or_default())) {
+                break;
+            }
+            self.restarts += 1;
+            self.timeline = Timeline {
+                command_ns: now_ns(),
+                ..Timeline::default()
+            };
+            ended = self.run();
+        }
+        let written = self.write_down(&ended, before.as_ref().ok());
+        let result = ended.result;
         let Self {
             containers,
             container,
@@ -191,6 +229,94 @@ impl Supervisor {
         clients.tell_end(&end);
         deliver(&mut clients, &mut streams);
         clients
+    }
+
+    /// One run of the container's machine.
+    fn run(&mut self) -> Ended {
+        let since = SystemTime::now();
+        let result = self.plan().and_then(|plan| {
+            let mut run = Run::start(plan, self)?;
+            let result = run.serve();
+            run.finish();
+            result
+        });
+        self.timeline.gone_ns = now_ns();
+        self.streams.close_guest();
+        let Timeline {
+            exec_ns, gone_ns, ..
+        } = self.timeline;
+        let ended = Ended {
+            result,
+            since,
+            up: (exec_ns > 0).then(|| Duration::from_nanos(gone_ns.saturating_sub(exec_ns))),
+        };
+        self.record_end(&ended);
+        ended
+    }
+
+    /// Writes down what happened to the container.
+    fn record(&self, action: &str, more: &[(&str, String)]) {
+        let spec = self.container.spec();
+        // It may have another name by now.
+        let now = self.containers.record(&spec.id).map(|record| record.spec);
+        let events = self.containers.events();
+        events.record_container(now.as_ref().unwrap_or(spec), action, more);
+    }
+
+    /// Writes down how a run ended, of a process that was executed.
+    fn record_end(&self, ended: &Ended) {
+        let Some(up) = ended.up else {
+            return;
+        };
+        let exited = self.exited(ended);
+        if exited.oom_killed {
+            self.record("oom", &[]);
+        }
+        let more = [
+            ("exitCode", exited.code.to_string()),
+            ("execDuration", up.as_secs().to_string()),
+        ];
+        self.record("die", &more);
+        if self.stopped == Some(Stopped::ByUser) && self.told_to_stop {
+            self.record("stop", &[]);
+        }
+    }
+
+    /// Whether there is to be another run after this one. One that never was has no second.
+    fn goes_on(&self, ended: &Ended) -> bool {
+        let spec = self.container.spec();
+        // As it is by now: it can be changed while the container runs.
+        let policy = match self.containers.record(&spec.id) {
+            Ok(record) => record.spec.restart,
+            Err(_) => spec.restart,
+        };
+        let failed = !matches!(&ended.result, Ok(Outcome { code: 0, .. }));
+        (ended.up.is_some() || self.restarts > 0)
+            && self.stopped.is_none()
+            && policy.restarts(failed, self.restarts)
+    }
+
+    /// Tells everybody that this run is over. Who waits for the container's end has seen one.
+    fn tell_restart(&mut self, ended: &Ended) {
+        let end = match &ended.result {
+            Ok(outcome) => Reply::Exited(Outcome {
+                timeline: self.timeline,
+                ..*outcome
+            }),
+            Err(error) => failed(error, self.timeline),
+        };
+        let status = Status::Restarting(Restarting {
+            last: self.exited(ended),
+            supervisor_pid: std::process::id(),
+        });
+        if let Err(error) = self.container.set_status(&status) {
+            // The next change may succeed; until then the old status is shown.
+            eprintln!("supervisor: {}", chain(&error));
+        }
+        self.clients.tell_end(&end);
+        for id in self.clients.dismiss() {
+            self.streams.retire(id);
+        }
     }
 
     /// What the machine is made of, its network included.
@@ -228,33 +354,39 @@ impl Supervisor {
 
     fn write_down(
         &self,
-        result: &Result<Outcome, RunError>,
-        started: SystemTime,
+        ended: &Ended,
         before: Option<&Status>,
     ) -> Result<Fate, super::state::StateError> {
-        let spec = self.container.spec();
-        let ran = self.timeline.exec_ns > 0;
-        let error = result.as_ref().err().map(|error| chain(error));
+        let ran = ended.up.is_some() || self.restarts > 0;
         // What `run` made and never ran has nothing to be looked at afterwards.
-        if spec.remove || (!ran && before == Some(&Status::Starting)) {
+        if self.container.spec().remove || (!ran && before == Some(&Status::Starting)) {
             return Ok(Fate::Goes);
         }
         let status = match (ran, before) {
             (false, Some(before @ Status::Exited(_))) => before.clone(),
-            (false, _) => Status::Created { error },
-            (true, _) => Status::Exited(Exited {
-                since: started,
-                at: SystemTime::now(),
-                code: match result {
-                    Ok(outcome) => outcome.code,
-                    Err(error) => error.exit_code(),
-                },
-                oom_killed: result.as_ref().is_ok_and(|outcome| outcome.oom_killed),
-                error,
-            }),
+            (false, _) => Status::Created {
+                error: ended.result.as_ref().err().map(|error| chain(error)),
+            },
+            (true, _) => Status::Exited(self.exited(ended)),
         };
         self.container.set_status(&status)?;
         Ok(Fate::Stays)
+    }
+
+    fn exited(&self, ended: &Ended) -> Exited {
+        let result = &ended.result;
+        Exited {
+            since: ended.since,
+            at: SystemTime::now(),
+            code: match result {
+                Ok(outcome) => outcome.code,
+                Err(error) => error.exit_code(),
+            },
+            oom_killed: result.as_ref().is_ok_and(|outcome| outcome.oom_killed),
+            error: result.as_ref().err().map(|error| chain(error)),
+            restarts: self.restarts,
+            stopped: self.stopped == Some(Stopped::ByUser),
+        }
     }
 }
 
@@ -330,50 +462,4 @@ fn raise_file_limit() {
         // Where it is refused there is room for fewer.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
-}
-
-/// Until everybody who is still attached has taken the last of the output, or gone.
-fn deliver(clients: &mut Clients, streams: &mut Streams) {
-    while streams.is_owed() {
-        clients.keep(|id| streams.owes(id));
-        let ready: Vec<(Waited, PollFlags)> = {
-            let (whats, mut descriptors): (Vec<_>, Vec<_>) = streams
-                .watched()
-                .map(|(end, descriptor, flags)| {
-                    (Waited::Stream(end), PollFd::new(descriptor, flags))
-                })
-                .chain(clients.sessions().map(|(id, session)| {
-                    (Waited::Client(id), PollFd::new(session, PollFlags::POLLIN))
-                }))
-                .unzip();
-            match poll(&mut descriptors, PollTimeout::NONE) {
-                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-                Err(_) => return,
-            }
-            whats
-                .into_iter()
-                .zip(&descriptors)
-                .filter_map(|(what, descriptor)| Some((what, descriptor.revents()?)))
-                .filter(|(_, flags)| !flags.is_empty())
-                .collect()
-        };
-        for (what, flags) in ready {
-            match what {
-                Waited::Stream(end) => streams.handle(end, flags),
-                // Orders come too late now; a session that is closed wants no more.
-                Waited::Client(id) => {
-                    if !clients.is_alive(id) {
-                        streams.detach(id);
-                        clients.forget(id);
-                    }
-                }
-            }
-        }
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Waited {
-    Stream(End),
-    Client(u32),
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::Builder;
 
 use nix::cmsg_space;
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recvmsg, sendmsg};
 use nix::time::{ClockId, clock_gettime};
 
@@ -55,6 +56,7 @@ enum ProcessError {
 pub fn run(control: OwnedFd) -> ExitCode {
     let process_started_ns = monotonic_ns();
     limit_heap();
+    ignore_the_host();
     let control = Arc::new(control);
     let (ending, code) = match serve(&control, process_started_ns) {
         Ok(ending) => (ending, ExitCode::SUCCESS),
@@ -213,6 +215,19 @@ fn send(
 fn own(fd: RawFd) -> OwnedFd {
     // SAFETY: The descriptor was just received: it is open and belongs to nothing else.
     unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Signals that ask every process of a host, or of a group, to end are for the parent: it lets the guest write down what
+/// it has, and this ends with it.
+fn ignore_the_host() {
+    let signals = [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+    ];
+    // Threads begin with the mask of the one that starts them. Where it is refused they end the machine.
+    let _ = SigSet::from_iter(signals).thread_block();
 }
 
 /// One heap for all threads: each of glibc's own would cost memory of which little is used.

@@ -5,11 +5,13 @@ use std::{
     collections::VecDeque,
     fs::File,
     io::{self, BufRead, BufReader},
+    marker::PhantomData,
     os::{fd::BorrowedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use serde::de::DeserializeOwned;
 
 use super::{Entry, FILE};
 
@@ -18,7 +20,7 @@ const MAX_LINE: u64 = 256 << 10;
 
 /// Reads the entries of one container, oldest first.
 #[derive(Debug)]
-pub struct LogReader {
+pub struct LogReader<T = Entry> {
     path: PathBuf,
     /// The file being read; the newer ones come after it.
     file: Option<BufReader<File>>,
@@ -26,6 +28,7 @@ pub struct LogReader {
     begun: Vec<u8>,
     /// Numbers of the older files that are still to be read, in that order.
     older: VecDeque<u32>,
+    entries: PhantomData<T>,
 }
 
 impl LogReader {
@@ -35,11 +38,23 @@ impl LogReader {
     ///
     /// Where the folder cannot be read.
     pub fn open(folder: &Path) -> io::Result<Self> {
+        Self::open_file(&folder.join(FILE))
+    }
+}
+
+impl<T: DeserializeOwned> LogReader<T> {
+    /// Begins with the oldest of the files that were `path` at their time.
+    ///
+    /// # Errors
+    ///
+    /// Where its folder cannot be read.
+    pub fn open_file(path: &Path) -> io::Result<Self> {
         Ok(Self {
-            path: folder.join(FILE),
+            path: path.into(),
             file: None,
             begun: Vec::new(),
-            older: numbers(folder)?.into(),
+            older: numbers(path)?.into(),
+            entries: PhantomData,
         })
     }
 
@@ -48,7 +63,7 @@ impl LogReader {
     /// # Errors
     ///
     /// Where a file cannot be read. What is no entry is passed over.
-    pub fn read(&mut self) -> io::Result<Option<Entry>> {
+    pub fn read(&mut self) -> io::Result<Option<T>> {
         loop {
             if self.file.is_none() && !self.open_next()? {
                 return Ok(None);
@@ -130,7 +145,7 @@ impl LogReader {
             return Ok(());
         }
         let read = identity(&file.get_ref().metadata()?);
-        let numbers = numbers(self.path.parent().unwrap_or(Path::new(".")))?;
+        let numbers = numbers(&self.path)?;
         let is_it = |number: &u32| {
             let path = self.path.with_added_extension(number.to_string());
             std::fs::metadata(path).is_ok_and(|found| identity(&found) == read)
@@ -141,13 +156,15 @@ impl LogReader {
     }
 }
 
-/// The numbers of older files, oldest first.
-fn numbers(folder: &Path) -> io::Result<Vec<u32>> {
+/// The numbers of the older files of a log, oldest first.
+fn numbers(path: &Path) -> io::Result<Vec<u32>> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
     let mut numbers: Vec<u32> = std::fs::read_dir(folder)?
         .flatten()
         .filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
-            name.strip_prefix(FILE)?.strip_prefix('.')?.parse().ok()
+            name.strip_prefix(&*file)?.strip_prefix('.')?.parse().ok()
         })
         .collect();
     numbers.sort_unstable_by(|one, other| other.cmp(one));

@@ -56,6 +56,8 @@ impl Containers {
         // Cut short between these, it has two names until it is removed.
         file::write(&self.name_file(name), id.as_str().as_bytes(), !spec.remove)?;
         write_json(&path, &spec, !spec.remove)?;
+        let old = [("oldName", format!("/{before}"))];
+        self.events().record_container(&spec, "rename", &old);
         let before = self.name_file(&before);
         fs::remove_file(&before).map_err(failed("remove", &before))
     }

@@ -47,7 +47,7 @@ impl Containers {
         let stays = match status {
             Status::Created { .. } => true,
             Status::Exited(_) => !spec.remove,
-            Status::Starting | Status::Running(_) => false,
+            Status::Starting | Status::Running(_) | Status::Restarting(_) => false,
         };
         if stays {
             return Ok(());

@@ -192,6 +192,16 @@ impl Clients {
         }
     }
 
+    /// Ends the sessions that were told the end of a run; those that are attached, by number.
+    pub fn dismiss(&mut self) -> Vec<u32> {
+        let attached = |(id, client): (&u32, &Client)| {
+            matches!(client.role, Role::Attached { .. }).then_some(*id)
+        };
+        let ids = self.all.iter().filter_map(attached).collect();
+        self.all.retain(|_, client| client.role == Role::None);
+        ids
+    }
+
     /// Ends the sessions of all others.
     pub fn keep(&mut self, is_kept: impl Fn(u32) -> bool) {
         self.all.retain(|id, _| is_kept(*id));

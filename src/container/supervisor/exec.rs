@@ -30,6 +30,7 @@ pub struct Execs {
 struct Execution {
     /// Whose it is; `None` once that was detached.
     client: Option<u32>,
+    command: String,
     streams: Vec<(Channel, UnixStream)>,
     /// Until it must have been executed.
     until: Option<Instant>,
@@ -37,11 +38,12 @@ struct Execution {
 
 impl Execs {
     /// A new process of this client's.
-    pub fn add(&mut self, client: u32) -> ProcessId {
+    pub fn add(&mut self, client: u32, command: String) -> ProcessId {
         self.last += 1;
         let id = ProcessId(self.last);
         let execution = Execution {
             client: Some(client),
+            command,
             streams: Vec::new(),
             until: Some(Instant::now() + START_LIMIT),
         };
@@ -53,6 +55,12 @@ impl Execs {
     #[must_use]
     pub fn client(&self, id: ProcessId) -> Option<u32> {
         self.all.get(&id)?.client
+    }
+
+    /// Its program and arguments.
+    #[must_use]
+    pub fn command(&self, id: ProcessId) -> Option<&str> {
+        Some(&self.all.get(&id)?.command)
     }
 
     /// It was executed.

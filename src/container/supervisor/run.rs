@@ -24,7 +24,7 @@ use super::{
         status::{Running, Status},
         timeline::now_ns,
     },
-    Supervisor,
+    Stopped, Supervisor,
     exec::Execs,
     streams::End,
 };
@@ -88,6 +88,8 @@ pub struct Run<'a> {
     syncs: bool,
     /// The machine has ended.
     gone: bool,
+    /// The guest has written everything to its disk.
+    powered_off: bool,
     attachment: Option<Attachment>,
     _image: Image,
 }
@@ -153,6 +155,7 @@ impl<'a> Run<'a> {
             since: SystemTime::now(),
             supervisor_pid: std::process::id(),
             vmm_pid: sandbox.vmm_pid(),
+            restarts: supervisor.restarts,
         }))?;
         Ok(Self {
             supervisor,
@@ -176,6 +179,7 @@ impl<'a> Run<'a> {
             clock_offset_ns: 0,
             syncs,
             gone: false,
+            powered_off: false,
             attachment,
             _image: image,
         })
@@ -199,6 +203,13 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Ends the machine for good: nothing of it touches its disk any more when this returns.
+    pub fn finish(mut self) {
+        if self.syncs && !self.powered_off {
+            self.sandbox.end();
+        }
+    }
+
     fn turn(&mut self) -> Result<(), RunError> {
         let deadline = self.deadline();
         let ready = self.wait(deadline)?;
@@ -209,7 +220,7 @@ impl<'a> Run<'a> {
                 Source::Agent => self.hear_agent()?,
                 Source::Unknown => self.connect_streams()?,
                 Source::Signals => self.hear_signal()?,
-                Source::Listener => self.accept(),
+                Source::Listener => self.supervisor.accept(),
                 Source::Client(id) => self.hear_client(*id)?,
                 Source::Stream(end) => self.supervisor.streams.handle(*end, *flags),
                 Source::Unread(id) => self.execs.discard(*id),
@@ -350,7 +361,10 @@ impl<'a> Run<'a> {
     fn hear_signal(&mut self) -> Result<(), RunError> {
         // An error means that there is nothing to read after all.
         match self.supervisor.signals.read_signal() {
-            Ok(Some(_)) => self.stop(None, None),
+            Ok(Some(_)) => {
+                self.supervisor.stopped.get_or_insert(Stopped::WithHost);
+                self.stop(None, None)
+            }
             _ => Ok(()),
         }
     }
@@ -383,6 +397,8 @@ impl<'a> Run<'a> {
                 Err(RunError::Interrupted { signal })
             }
             Phase::Running => {
+                let name = [("signal", signal.to_string())];
+                self.supervisor.record("kill", &name);
                 if signal == 9 && self.end_at.is_none() {
                     self.end_at = Some(Instant::now() + GUEST_LIMIT);
                 }
@@ -407,7 +423,8 @@ impl<'a> Run<'a> {
     }
 }
 
-fn timeout(deadline: Option<Instant>) -> PollTimeout {
+/// Until this moment, for `poll`.
+pub(super) fn timeout(deadline: Option<Instant>) -> PollTimeout {
     let Some(deadline) = deadline else {
         return PollTimeout::NONE;
     };

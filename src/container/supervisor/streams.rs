@@ -76,6 +76,8 @@ struct Attached {
     pending: [Vec<u8>; 2],
     /// Outputs that end for the guest when they are lost here.
     pipeline: [bool; 2],
+    /// Of an earlier run: it gets what it has not taken yet, and no more.
+    retired: bool,
 }
 
 impl Streams {
@@ -153,6 +155,15 @@ impl Streams {
     /// Forgets a session, with all that it has not taken.
     pub fn detach(&mut self, id: u32) {
         self.attached.remove(&id);
+    }
+
+    /// Lets a session have what it has not taken yet, and no more.
+    pub fn retire(&mut self, id: u32) {
+        if let Some(attached) = self.attached.get_mut(&id) {
+            attached.input = None;
+            attached.retired = true;
+        }
+        self.settle();
     }
 
     /// The process has ended: what is left is read, and then each output ends.
@@ -259,6 +270,7 @@ impl Streams {
             && self
                 .attached
                 .values()
+                .filter(|attached| !attached.retired)
                 .any(|attached| !attached.pending[stream as usize].is_empty())
     }
 
@@ -283,7 +295,8 @@ impl Streams {
         }
         let bytes = &self.buffer[..length];
         self.log.write(stream, bytes);
-        for attached in self.attached.values_mut() {
+        let current = |attached: &&mut Attached| !attached.retired;
+        for attached in self.attached.values_mut().filter(current) {
             attached.give(stream, bytes);
         }
     }
@@ -355,11 +368,15 @@ impl Streams {
 
     /// Ends for each session what has ended for all of them.
     fn settle(&mut self) {
+        self.attached.retain(|_, attached| {
+            !attached.retired || attached.pending.iter().any(|bytes| !bytes.is_empty())
+        });
         for stream in OUTPUTS {
             let lost = |attached: &Attached| {
                 attached.pipeline[stream as usize] && attached.outputs[stream as usize].is_none()
             };
-            let lost = self.attached.values().any(lost);
+            let mut current = self.attached.values().filter(|attached| !attached.retired);
+            let lost = current.any(lost);
             let output = &mut self.outputs[stream as usize];
             if (lost || output.rest == Some(0)) && output.guest.take().is_some() {
                 self.log.end(stream);

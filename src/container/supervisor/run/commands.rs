@@ -9,24 +9,15 @@ use super::{
         super::{
             error::RunError,
             log::Stream,
-            session::{Attach, Channel, Exec, FromCommand, Order, Reply, Request, Session},
+            session::{Attach, Channel, Exec, FromCommand, Order, Reply, Request},
         },
-        Supervisor,
+        Stopped, Supervisor,
         clients::Role,
     },
     FIRST, Phase, Run,
 };
 
 impl Run<'_> {
-    pub(super) fn accept(&mut self) {
-        // One that is gone already, or that there are no descriptors for, is not served.
-        if let Ok((socket, _)) = self.supervisor.listener.accept()
-            && socket.set_nonblocking(true).is_ok()
-        {
-            self.supervisor.clients.admit(Session::new(socket));
-        }
-    }
-
     pub(super) fn hear_client(&mut self, id: u32) -> Result<(), RunError> {
         let Some(messages) = self.supervisor.clients.read(id) else {
             return self.lose_client(id);
@@ -78,21 +69,32 @@ impl Run<'_> {
             Request::Wait => supervisor.clients.set_role(id, Role::Waiting),
             Request::Stop { signal, timeout } => {
                 supervisor.clients.set_role(id, Role::Waiting);
+                supervisor.stopped = Some(Stopped::ByUser);
+                supervisor.told_to_stop = true;
                 self.stop(signal, timeout)?;
             }
             Request::Signal(signal) => {
                 supervisor.clients.send(id, &Reply::Done, &[]);
-                self.signal(signal)?;
+                self.signal_by_user(signal)?;
             }
             Request::Measure => self.ask_usage(id)?,
             Request::ListProcesses => self.ask_processes(id)?,
             Request::Reload => self.reload(id)?,
             Request::Kill => {
+                supervisor.stopped = Some(Stopped::ByUser);
                 supervisor.clients.set_role(id, Role::Waiting);
                 return Err(RunError::Killed);
             }
         }
         Ok(())
+    }
+
+    /// A signal that is meant to end the container is not followed by a restart.
+    fn signal_by_user(&mut self, signal: u8) -> Result<(), RunError> {
+        if signal == 9 || signal == self.supervisor.container.spec().stop.signal {
+            self.supervisor.stopped = Some(Stopped::ByUser);
+        }
+        self.signal(signal)
     }
 
     pub(super) fn resize_for(&mut self, attach: Attach) -> Result<(), RunError> {
@@ -116,8 +118,11 @@ impl Run<'_> {
                 self.supervisor.clients.forget(id);
                 Ok(())
             }
-            (Order::Signal(signal), Role::Attached { .. }) => self.signal(signal),
-            (Order::Kill, Role::Attached { .. }) => Err(RunError::Killed),
+            (Order::Signal(signal), Role::Attached { .. }) => self.signal_by_user(signal),
+            (Order::Kill, Role::Attached { .. }) => {
+                self.supervisor.stopped = Some(Stopped::ByUser);
+                Err(RunError::Killed)
+            }
             (Order::Resize(size), Role::Attached { .. }) => match self.phase {
                 Phase::Running => self.tell_agent(&HostMessage::Resize { id: FIRST, size }),
                 _ => Ok(()),
@@ -146,7 +151,8 @@ impl Run<'_> {
             self.supervisor.clients.forget(client);
             return Ok(());
         }
-        let id = self.execs.add(client);
+        let id = self.execs.add(client, exec.process.args.join(" "));
+        self.record_exec(id, "exec_create", &[]);
         self.supervisor.clients.set_role(client, Role::Exec(id));
         let has_terminal = exec.process.terminal.is_some();
         let channels = [
@@ -167,6 +173,16 @@ impl Run<'_> {
             process: Box::new(exec.process),
             stdio,
         })
+    }
+
+    /// Writes down what happened to another process.
+    pub(super) fn record_exec(&self, id: ProcessId, action: &str, more: &[(&str, String)]) {
+        let action = match (action, self.execs.command(id)) {
+            ("exec_die", _) | (_, None) => action.to_owned(),
+            (_, Some(command)) => format!("{action}: {command}"),
+        };
+        let more = [&[("execID", id.0.to_string())], more].concat();
+        self.supervisor.record(&action, &more);
     }
 
     /// Gives a stream of another process to the command that wants it, and keeps a copy.

@@ -61,6 +61,7 @@ impl Run<'_> {
                 self.phase = Phase::Running;
                 self.supervisor.timeline.setup_ns = self.on_host(setup_ns);
                 self.supervisor.timeline.exec_ns = self.on_host(exec_ns);
+                self.supervisor.record("start", &[]);
                 self.supervisor.clients.tell_started();
                 Ok(())
             }
@@ -92,6 +93,7 @@ impl Run<'_> {
                 Ok(())
             }
             AgentMessage::Started { id, .. } => {
+                self.record_exec(id, "exec_start", &[]);
                 self.execs.started(id);
                 self.reply_to_exec(id, &Reply::Started);
                 Ok(())
@@ -115,6 +117,7 @@ impl Run<'_> {
                 self.hear_sandbox_now()?;
                 self.connect_streams()?;
                 let outcome = self.outcome(exit, oom_killed);
+                self.record_exec(id, "exec_die", &[("exitCode", outcome.code.to_string())]);
                 self.reply_to_exec(id, &Reply::Exited(outcome));
                 self.forget_exec(id);
                 Ok(())
@@ -276,6 +279,7 @@ impl Run<'_> {
     pub(super) fn end(&mut self, ending: Ending) -> Result<(), RunError> {
         match (&self.phase, ending) {
             (Phase::PoweringOff(outcome), Ending::PowerOff) => {
+                self.powered_off = true;
                 self.phase = Phase::Over(*outcome);
                 Ok(())
             }
