@@ -23,6 +23,7 @@ mod limit_flags;
 mod load;
 mod login;
 mod logs;
+mod mount_flags;
 mod network;
 mod network_flags;
 mod person;
@@ -49,6 +50,7 @@ mod terminal;
 mod top;
 mod units;
 mod update;
+mod volume;
 
 use std::{
     ffi::OsString,
@@ -69,7 +71,10 @@ use crate::{
         supervisor::{self, SUPERVISE},
     },
     image::{reference::Reference, registry::settings::Settings, store::Store},
-    sandbox::VMM_PROCESS,
+    sandbox::{
+        VMM_PROCESS,
+        share::{self, SHARE_PROCESS},
+    },
     state_root,
 };
 
@@ -116,6 +121,8 @@ enum Verb {
     Image(ImageVerb),
     #[command(subcommand)]
     Network(network::NetworkVerb),
+    #[command(subcommand)]
+    Volume(volume::VolumeVerb),
     #[command(subcommand)]
     System(SystemVerb),
     Completions(completions::CompletionsArgs),
@@ -188,6 +195,9 @@ pub fn main() -> ExitCode {
     if verb == VMM_PROCESS {
         return vmm_process();
     }
+    if verb == SHARE_PROCESS {
+        return share::process::run(std::env::args_os().skip(2));
+    }
     if verb == SUPERVISE {
         return supervisor::supervise();
     }
@@ -223,6 +233,7 @@ fn command_line(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Verb::Events(arguments) | Verb::System(SystemVerb::Events(arguments)) => {
             events::run(&arguments)
         }
+        Verb::Volume(verb) => volume::run(verb),
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Bench(arguments) => bench::run(arguments),
         Verb::Pull(arguments) | Verb::Image(ImageVerb::Pull(arguments)) => pull::run(&arguments),

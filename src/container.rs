@@ -13,6 +13,7 @@ pub mod launch;
 pub mod lifecycle;
 pub mod limits;
 pub mod log;
+pub mod mount;
 pub mod name;
 pub mod network;
 pub mod options;
@@ -26,5 +27,6 @@ pub mod status;
 pub mod supervisor;
 pub mod timeline;
 pub mod usage;
+pub mod volumes;
 
 pub use create::create;

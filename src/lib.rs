@@ -13,3 +13,4 @@ pub mod network;
 pub mod program;
 pub mod sandbox;
 pub mod state_root;
+pub mod volume;

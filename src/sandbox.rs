@@ -8,6 +8,7 @@ pub mod disk;
 mod initramfs;
 pub mod kernel;
 mod lower;
+pub mod share;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -44,6 +45,7 @@ use rustix::{
 use vmm::{BlockLimits, Command as VmmCommand, Counters, Ending, Event, NetConfig, VmConfig};
 
 use lower::{Resource, lower};
+use share::{Share, ShareError, Shares};
 
 /// First argument of the VMM process; whoever parses the command line hands over to it.
 pub const VMM_PROCESS: &str = "vmm-process";
@@ -77,6 +79,8 @@ pub struct SandboxConfig {
     /// Network devices; the links come beside, in the same order, and their places in the VM's
     /// configuration are filled in here.
     pub nics: Vec<NetConfig>,
+    /// Folders and files of the host that the guest has, in the order in which it names them (`0`, `1`, ...).
+    pub shares: Vec<Share>,
     /// File to which the guest kernel's serial console is written; made if missing.
     pub kernel_console: Option<PathBuf>,
     /// File for what the VMM process has to say; made if missing.
@@ -102,6 +106,8 @@ pub enum SandboxError {
     Initramfs(#[source] io::Error),
     #[error("network device {0} has no link")]
     NoLink(usize),
+    #[error("nobody serves the shared folders")]
+    NoShares,
     #[error("cannot start the VMM process")]
     Spawn(#[source] io::Error),
     #[error("the VMM process did not take its configuration")]
@@ -112,6 +118,8 @@ pub enum SandboxError {
     Affinity { cpus: Vec<u16>, source: io::Error },
     #[error("cannot give the machine the OOM score {score}: lowering it takes CAP_SYS_RESOURCE")]
     OomScore { score: i16, source: io::Error },
+    #[error("cannot share folders with the guest")]
+    Share(#[from] ShareError),
     #[error("lost the VMM process")]
     Listen(#[source] io::Error),
     #[error("the VMM process said what nobody understands")]
@@ -125,6 +133,8 @@ pub struct Sandbox {
     vmm: Option<Child>,
     vmm_pid: u32,
     control: OwnedFd,
+    /// Ends after the VMM, whose requests it answers.
+    shares: Option<Shares>,
 }
 
 /// What a sandbox tells.
@@ -160,9 +170,19 @@ impl Sandbox {
     pub fn start(config: &SandboxConfig, links: Vec<OwnedFd>) -> Result<Self, SandboxError> {
         let mut links: Vec<_> = links.into_iter().map(Some).collect();
         let (vm_config, resources) = lower(config)?;
+        let (shares, mut shares_socket) = match &config.shares[..] {
+            [] => (None, None),
+            shares => {
+                let (process, socket) = Shares::start(&config.label, shares, append(&config.log)?)?;
+                (Some(process), Some(socket))
+            }
+        };
         let descriptors: Vec<OwnedFd> = resources
             .iter()
-            .map(|resource| resource.open(&mut links))
+            .map(|resource| match resource {
+                Resource::Shares => shares_socket.take().ok_or(SandboxError::NoShares),
+                resource => resource.open(&mut links),
+            })
             .collect::<Result<_, _>>()?;
         let (control, theirs) = socketpair(
             AddressFamily::Unix,
@@ -188,6 +208,7 @@ impl Sandbox {
             vmm_pid: vmm.id(),
             vmm: Some(vmm),
             control,
+            shares,
         };
         // Before it has any thread but the first.
         if let Some(cpus) = &config.cpuset {
@@ -200,6 +221,17 @@ impl Sandbox {
             .configure(&vm_config, &descriptors)
             .map_err(SandboxError::Configure)?;
         Ok(sandbox)
+    }
+
+    /// Who serves the shared folders, where there are any.
+    pub fn shares(&mut self) -> Option<&mut Shares> {
+        self.shares.as_mut()
+    }
+
+    /// What is readable when that one has something to say.
+    #[must_use]
+    pub fn shares_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.shares.as_ref().map(AsFd::as_fd)
     }
 
     /// Process ID of the VMM.
@@ -418,6 +450,8 @@ impl Resource {
                 .get_mut(*position)
                 .and_then(Option::take)
                 .ok_or(SandboxError::NoLink(*position)),
+            // It is taken by who started that process.
+            Self::Shares => Err(SandboxError::NoShares),
         }
     }
 }

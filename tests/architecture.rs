@@ -90,8 +90,15 @@ fn grouped_imports_are_seen() {
 
 #[test]
 fn rooms_depend_one_way() {
-    let rooms = ["image", "network", "sandbox", "agent_client", "host"];
-    for room in ["image", "network", "sandbox", "agent_client"] {
+    let rooms = [
+        "image",
+        "network",
+        "sandbox",
+        "volume",
+        "agent_client",
+        "host",
+    ];
+    for room in ["image", "network", "sandbox", "volume", "agent_client"] {
         let mut others: Vec<&str> = rooms.into_iter().filter(|other| *other != room).collect();
         others.extend(["cli", "container"]);
         assert_eq!(uses(&[room], &others), Vec::<String>::new());

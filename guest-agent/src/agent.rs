@@ -236,6 +236,7 @@ impl Agent {
                 else {
                     return Err(AgentError::SecondSetup);
                 };
+                let must_fill = setup.mounts.iter().any(|mount| mount.fill);
                 self.stage = match base.and_then(|base| Sandbox::prepare(base, *setup)) {
                     Ok(sandbox) => Stage::Prepared(Box::new(sandbox)),
                     Err(failure) => Stage::Failed(failure),
@@ -244,6 +245,13 @@ impl Agent {
                     && let Some(names) = &sandbox.names
                 {
                     self.watch(names.as_fd(), Subject::Names, EventFlags::IN)?;
+                }
+                if must_fill {
+                    let told = match &self.stage {
+                        Stage::Failed(failure) => failure.clone().into_fill_failed(),
+                        _ => AgentMessage::Filled,
+                    };
+                    self.control.send(&told)?;
                 }
             }
             HostMessage::Start { id, process, stdio } => match self.start(id, &process, &stdio) {

@@ -3,7 +3,7 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
 use protocol::{Mount, StartStage};
@@ -114,8 +114,12 @@ pub fn enter(sandbox: &Sandbox, terminal: Option<BorrowedFd<'_>>) -> Result<(), 
     devices(sandbox, terminal)?;
     attach(root, "/sys", "sysfs", &[], NOTHING | read_only)?;
     attach(root, "/sys/fs/cgroup", "cgroup2", &[], NOTHING | read_only)?;
-    for mount in &setup.mounts {
-        further(root, mount).at(StartStage::Mount, &mount.target)?;
+    for (mount, share) in setup.mounts.iter().zip(&sandbox.shares) {
+        match share {
+            Some(share) => shared(root, mount, share),
+            None => further(root, mount),
+        }
+        .at(StartStage::Mount, &mount.target)?;
     }
     for (path, file) in &sandbox.files {
         let put = || mount::attach(file, target::ensure(root, path, Kind::File)?.fd);
@@ -230,6 +234,21 @@ fn further(root: BorrowedFd<'_>, mount: &Mount) -> io::Result<()> {
         mount::create(&mount.fs_type, &options, attributes)?,
         target.fd,
     )
+}
+
+/// A folder or file of the host's. That the host refuses writes to a read-only one does not depend on this.
+fn shared(root: BorrowedFd<'_>, mount: &Mount, share: &OwnedFd) -> io::Result<()> {
+    let kind = match FileType::from_raw_mode(fstat(share)?.st_mode) {
+        FileType::Directory => Kind::Folder,
+        _ => Kind::File,
+    };
+    mount::attach(share, target::ensure(root, &mount.target, kind)?.fd)?;
+    let (attributes, _) = mount::parse_options(&mount.options);
+    if attributes.contains(MountAttrFlags::MOUNT_ATTR_RDONLY) {
+        let path = format!("/proc/self/fd/{}", share.as_raw_fd());
+        mount::make_read_only(&path, MountFlags::empty())?;
+    }
+    Ok(())
 }
 
 /// Puts nothing in the place of a file or folder, where the kernel has it.

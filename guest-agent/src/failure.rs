@@ -29,18 +29,31 @@ impl Failure {
         }
     }
 
-    /// As the message that reports it.
-    pub fn into_message(mut self, id: ProcessId) -> AgentMessage {
-        if self.subject.len() > SUBJECT_LIMIT {
-            self.subject
-                .truncate(self.subject.floor_char_boundary(SUBJECT_LIMIT));
-        }
+    /// As the message that reports it of a process.
+    pub fn into_message(self, id: ProcessId) -> AgentMessage {
         AgentMessage::StartFailed {
             id,
             stage: self.stage,
             errno: self.errno,
-            subject: self.subject,
+            subject: self.cut_subject(),
         }
+    }
+
+    /// As the message that reports it of mounts to fill.
+    pub fn into_fill_failed(self) -> AgentMessage {
+        AgentMessage::FillFailed {
+            stage: self.stage,
+            errno: self.errno,
+            subject: self.cut_subject(),
+        }
+    }
+
+    fn cut_subject(mut self) -> String {
+        if self.subject.len() > SUBJECT_LIMIT {
+            self.subject
+                .truncate(self.subject.floor_char_boundary(SUBJECT_LIMIT));
+        }
+        self.subject
     }
 }
 

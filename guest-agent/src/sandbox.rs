@@ -21,6 +21,7 @@ use crate::{
     names::Names,
     network::{self, Network},
     rootfs::Rootfs,
+    shares,
 };
 
 /// What does not depend on the container, so that it can be done before the host has said which one.
@@ -71,6 +72,8 @@ pub struct Sandbox {
     pub files: [(&'static str, OwnedFd); 3],
     /// The name server, where there is one, until the agent takes it.
     pub names: Option<Names>,
+    /// A detached mount for each of the setup's that is a folder of the host.
+    pub shares: Vec<Option<OwnedFd>>,
 }
 
 impl Sandbox {
@@ -90,6 +93,8 @@ impl Sandbox {
             true => Some(Names::open().at(StartStage::Network, "name server")?),
             false => None,
         };
+        let shares = shares::open(&setup.mounts)?;
+        shares::fill(&setup.mounts, &rootfs)?;
         let files = [
             file("/etc/hostname", "/hostname", &etc::hostname(&setup)),
             file("/etc/hosts", "/hosts", &etc::hosts(&setup)),
@@ -111,6 +116,7 @@ impl Sandbox {
             rootfs,
             files,
             names,
+            shares,
         })
     }
 

@@ -10,10 +10,11 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::{ArgAction, Args};
-use protocol::{Mount, Rlimit};
+use protocol::Rlimit;
 
 use super::{
     limit_flags::LimitFlags,
+    mount_flags::MountFlags,
     network_flags::NetworkFlags,
     pull::{self, PlatformArg},
     terminal,
@@ -89,9 +90,8 @@ pub struct ContainerFlags {
     /// Make the root file system read-only
     #[arg(long)]
     read_only: bool,
-    /// Mount a tmpfs, such as /run:size=64m
-    #[arg(long, value_parser = options::tmpfs, value_name = "FOLDER[:OPTIONS]")]
-    tmpfs: Vec<Mount>,
+    #[command(flatten)]
+    mounts: MountFlags,
     /// Run a small init that forwards signals and reaps processes
     #[arg(long)]
     init: bool,
@@ -265,6 +265,7 @@ impl ContainerFlags {
         }
         let log = log_config(&self.log_driver, &self.log_opt)?;
         let network = self.network.into_request()?;
+        let mounts = self.mounts.into_mounts()?;
         let options = Options {
             name: self.name,
             entrypoint: self.entrypoint.map(|program| match program.as_str() {
@@ -278,7 +279,10 @@ impl ContainerFlags {
             hostname: self.hostname,
             limits: self.limits.into_options(),
             read_only: self.read_only,
-            tmpfs: self.tmpfs,
+            tmpfs: mounts.tmpfs,
+            mounts: mounts.shared,
+            volumes_from: mounts.from,
+            dangerous_mounts: mounts.dangerous,
             init: self.init,
             privileged: self.privileged,
             cap_add: self.cap_add,

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     container::{
-        lifecycle,
+        lifecycle::{self, Removal},
         state::{Containers, StateError},
         status::Status,
     },
@@ -22,6 +22,7 @@ Examples:
   pillbug rm web                 by name
   pillbug rm 3f4a                by the start of its ID
   pillbug rm -f web              also where it runs
+  pillbug rm -fv db              with the volumes that have no name
   pillbug rm $(pillbug ps -aq)   all that have ended";
 
 /// Remove containers, with what they wrote
@@ -31,6 +32,9 @@ pub struct RmArgs {
     /// End those that run, at once; and do not mind those that are not there
     #[arg(short, long)]
     force: bool,
+    /// Remove their anonymous volumes, too
+    #[arg(short, long)]
+    volumes: bool,
     /// Names, IDs, or starts of IDs
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -38,12 +42,17 @@ pub struct RmArgs {
 
 /// Removes each, and prints what it was called by; an error does not keep it from the others.
 pub fn run(arguments: &RmArgs) -> anyhow::Result<ExitCode> {
-    let containers = Containers::open(&state_root::locate()?)?;
+    let state_root = state_root::locate()?;
+    let containers = Containers::open(&state_root)?;
     containers.sweep()?;
+    let removal = Removal {
+        force: arguments.force,
+        volumes: arguments.volumes,
+    };
     let mut code = ExitCode::SUCCESS;
     for wanted in &arguments.containers {
         let removed = match containers.find(wanted) {
-            Ok(id) => lifecycle::remove(&containers, &id, arguments.force),
+            Ok(id) => lifecycle::remove(&state_root, &containers, &id, removal),
             Err(error) => Err(error.into()),
         };
         match removed {

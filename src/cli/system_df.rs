@@ -7,18 +7,22 @@ use serde::Serialize;
 
 use super::{
     format::{self, Format},
-    image_filter, units,
+    image_filter, units, volume,
 };
 use crate::{
-    container::state::{Containers, Record},
+    container::{
+        state::{Containers, Record},
+        volumes,
+    },
     image::{digest::Digest, reference::Reference, store::Usage},
     state_root,
+    volume::Volumes,
 };
 
 const EXAMPLES: &str = "\
 Examples:
   pillbug system df
-  pillbug system df -v                                     each image and container
+  pillbug system df -v                                     each image, container and volume
   pillbug system df --format '{{.Type}} {{.Reclaimable}}'
 
 An image takes more than `images` says: that is the root file system alone, this counts the
@@ -30,7 +34,7 @@ Fields: .Type .TotalCount .Active .Size .Reclaimable";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct DfArgs {
-    /// Show each image and container
+    /// Show each image, container and volume
     #[arg(short, long)]
     verbose: bool,
     #[arg(long, default_value_t, hide_default_value = true, help = format::LIST_HELP)]
@@ -93,11 +97,13 @@ struct ContainerLine {
 struct Report {
     images: Vec<ImageLine>,
     containers: Vec<ContainerLine>,
+    volumes: serde_json::Value,
 }
 
 /// Adds up and prints.
 pub fn run(arguments: &DfArgs) -> anyhow::Result<ExitCode> {
-    let containers = Containers::open(&state_root::locate()?)?;
+    let root = state_root::locate()?;
+    let containers = Containers::open(&root)?;
     let records: Vec<(Record, u64)> = containers
         .list()?
         .into_iter()
@@ -110,11 +116,12 @@ pub fn run(arguments: &DfArgs) -> anyhow::Result<ExitCode> {
     for (record, _) in &records {
         *users.entry(record.spec.image_digest).or_default() += 1;
     }
+    let volumes = volume::usage(&Volumes::open(&root)?, &volumes::users(&containers)?)?;
     let usage = super::image_store()?.usage(|image| users.contains_key(&image.digest))?;
     super::print(&if arguments.verbose {
-        verbose(&usage, &records, &users, &arguments.format)?
+        verbose(&usage, &records, &users, &volumes, &arguments.format)?
     } else {
-        summary(&usage, &records, &users, &arguments.format)?
+        summary(&usage, &records, &users, &volumes, &arguments.format)?
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -123,6 +130,7 @@ fn summary(
     usage: &Usage,
     records: &[(Record, u64)],
     users: &HashMap<Digest, usize>,
+    volumes: &volume::Usage,
     format: &Format,
 ) -> anyhow::Result<String> {
     let used = usage.images.iter();
@@ -144,6 +152,13 @@ fn summary(
             usage.reclaimable,
         ),
         Line::new("Containers", records.len(), running, bytes, idle),
+        Line::new(
+            "Local Volumes",
+            volumes.count,
+            volumes.used,
+            volumes.bytes,
+            volumes.free,
+        ),
     ];
     let columns = [
         ("Type", "TYPE"),
@@ -159,6 +174,7 @@ fn verbose(
     usage: &Usage,
     records: &[(Record, u64)],
     users: &HashMap<Digest, usize>,
+    volumes: &volume::Usage,
     format: &Format,
 ) -> anyhow::Result<String> {
     let images = usage.images.iter().map(|part| {
@@ -183,6 +199,7 @@ fn verbose(
     let report = Report {
         images: images.collect(),
         containers: containers.collect(),
+        volumes: volumes.objects()?,
     };
     if !matches!(format, Format::Table(None)) {
         return format.list(&[], &[], &[report]);
@@ -212,6 +229,8 @@ fn verbose(
         &report.containers,
     )?;
     Ok(format!(
-        "Images space usage:\n\n{images}\nContainers space usage:\n\n{containers}"
+        "Images space usage:\n\n{images}\nContainers space usage:\n\n{containers}\n\
+         Local Volumes space usage:\n\n{}",
+        volumes.table(format)?
     ))
 }

@@ -17,6 +17,7 @@ use super::{
     status::Status,
     supervisor::DISK,
     timeline::{Timeline, now_ns},
+    volumes,
 };
 use crate::{
     image::store::{Image, Store},
@@ -50,9 +51,22 @@ pub fn create(
     let stop = stop(&config, options)?;
 
     let containers = Containers::open(state_root)?;
-    let container = containers.create(options.name.as_deref(), status, |id, name| {
-        spec(id, name, source, &image, options, stop)
-    })?;
+    let found = volumes::find(state_root, &containers, options, &config)?;
+    let created = containers.create(options.name.as_deref(), status, |id, name| {
+        let mounts = found.mounts.clone();
+        Ok(Spec {
+            mounts,
+            ..spec(id, name, source, &image, options, stop)?
+        })
+    });
+    let container = match created {
+        Ok(container) => container,
+        Err(error) => {
+            found.discard();
+            return Err(error.into());
+        }
+    };
+    drop(found);
     match make_disk(&container, state_root) {
         Ok(()) => {
             let events = containers.events();
@@ -60,7 +74,9 @@ pub fn create(
             Ok(container)
         }
         Err(error) => {
+            let mounts = container.spec().mounts.clone();
             containers.remove_held(container)?;
+            volumes::remove_anonymous(state_root, &containers, &mounts)?;
             Err(error)
         }
     }
@@ -95,6 +111,8 @@ fn spec(
             kernel: options.kernel.clone(),
             kernel_console: options.kernel_console.clone(),
         },
+        mounts: Vec::new(),
+        dangerous_mounts: options.dangerous_mounts,
         network: network(&config, options)?,
         streams: Streams {
             interactive: options.interactive,

@@ -6,12 +6,18 @@ use nix::errno::Errno;
 use protocol::{StartStage, frame::FrameError};
 use vmm::{Ending, probe::ProbeError};
 
-use super::{disk_rate::DiskRateError, process::ProcessError, state::StateError};
+use super::{
+    disk_rate::DiskRateError,
+    mount::{MountSyntaxError, SourceError},
+    process::ProcessError,
+    state::StateError,
+};
 use crate::{
     agent_client::AgentError,
     image::{load::LoadError, store::StoreError},
     network::NetworkError,
     sandbox::{SandboxError, disk::DiskError, kernel::KernelError},
+    volume::VolumeError,
 };
 
 /// Most bytes of the VMM's own log that an error quotes.
@@ -33,6 +39,18 @@ pub enum RunError {
     Image(#[from] LoadError),
     #[error("cannot make the container's disk")]
     Disk(#[from] DiskError),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error("remove {name}: volume is in use - [{containers}]")]
+    VolumeInUse { name: String, containers: String },
+    #[error(transparent)]
+    Mount(#[from] SourceError),
+    #[error("a volume of the image")]
+    ImageVolume(#[from] MountSyntaxError),
+    #[error("Duplicate mount point: {0}")]
+    DuplicateMount(String),
+    #[error("a container has at most {0} volumes and bind mounts")]
+    TooManyMounts(usize),
     #[error(transparent)]
     Network(#[from] NetworkError),
     #[error(transparent)]

@@ -11,6 +11,7 @@ use super::{
     state::{Containers, Record, StateError},
     status::Status,
     timeline::{Timeline, now_ns},
+    volumes,
 };
 
 /// Starts a container that does not run, attached where that is asked for; `None` where it runs already.
@@ -106,12 +107,35 @@ pub fn wait(containers: &Containers, id: &Id) -> Result<u8, RunError> {
     })
 }
 
-/// Removes a container; `force` ends it first where it runs.
+/// Removes a container.
 ///
 /// # Errors
 ///
 /// [`StateError::Running`] without `force`.
-pub fn remove(containers: &Containers, id: &Id, force: bool) -> Result<(), RunError> {
+pub fn remove(
+    state_root: &Path,
+    containers: &Containers,
+    id: &Id,
+    removal: Removal,
+) -> Result<(), RunError> {
+    let mounts = match removal.volumes {
+        true => containers.record(id).map(|record| record.spec.mounts),
+        false => Ok(Vec::new()),
+    };
+    remove_only(containers, id, removal.force)?;
+    volumes::remove_anonymous(state_root, containers, &mounts.unwrap_or_default())
+}
+
+/// What goes with a container, and how.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Removal {
+    /// End it first where it runs.
+    pub force: bool,
+    /// Remove its anonymous volumes too.
+    pub volumes: bool,
+}
+
+fn remove_only(containers: &Containers, id: &Id, force: bool) -> Result<(), RunError> {
     if !force {
         return Ok(containers.remove(id)?);
     }

@@ -5,7 +5,13 @@ use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
 use protocol::{HostEntry, Mount, Resource, Rlimit, WindowSize};
 use vmm::VmConfig;
 
-use super::{limits::LimitOptions, log::LogConfig, network::NetworkSpec, restart::RestartPolicy};
+use super::{
+    limits::LimitOptions,
+    log::LogConfig,
+    mount::{MountRequest, VolumesFrom},
+    network::NetworkSpec,
+    restart::RestartPolicy,
+};
 
 /// A request to create a container.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +36,12 @@ pub struct Options {
     pub read_only: bool,
     /// tmpfs mounts.
     pub tmpfs: Vec<Mount>,
+    /// Volumes, and folders and files of the host.
+    pub mounts: Vec<MountRequest>,
+    /// Containers whose volumes it gets.
+    pub volumes_from: Vec<VolumesFrom>,
+    /// Whether folders may be mounted through which the host is ruled.
+    pub dangerous_mounts: bool,
     /// Run the process below a small reaping init.
     pub init: bool,
     /// All capabilities, devices and writable `/proc` and `/sys`, within the VM.
@@ -300,6 +312,7 @@ pub fn tmpfs(text: &str) -> Result<Mount, OptionError> {
         source: "tmpfs".into(),
         target: target.into(),
         options,
+        fill: false,
     })
 }
 

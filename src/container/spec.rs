@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     limits::{CpuSet, Cpus, DiskRate},
     log::LogConfig,
+    mount::MountPoint,
     name::Id,
     network::NetworkSpec,
     restart::RestartPolicy,
@@ -35,6 +36,12 @@ pub struct Spec {
     pub setup: Setup,
     /// Its machine.
     pub machine: Machine,
+    /// Volumes, and folders and files of the host.
+    #[serde(default)]
+    pub mounts: Vec<MountPoint>,
+    /// Whoever created it said that it may have folders of the host through which that is ruled.
+    #[serde(default)]
+    pub dangerous_mounts: bool,
     /// Its network.
     #[serde(default)]
     pub network: NetworkSpec,
@@ -143,6 +150,8 @@ pub fn example(name: &str) -> Spec {
             kernel: None,
             kernel_console: None,
         },
+        mounts: Vec::new(),
+        dangerous_mounts: false,
         network: NetworkSpec::default(),
         streams: Streams {
             interactive: false,

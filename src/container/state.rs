@@ -202,6 +202,19 @@ impl Containers {
         Ok(records)
     }
 
+    /// What each container is, as it is written down.
+    ///
+    /// # Errors
+    ///
+    /// Where the folder cannot be read.
+    pub fn specs(&self) -> Result<Vec<Spec>, StateError> {
+        let ids = self.ids()?.into_iter();
+        // One that cannot be read was removed since, or never whole.
+        Ok(ids
+            .filter_map(|id| Some(self.record(&id).ok()?.spec))
+            .collect())
+    }
+
     /// A container that was made of an image, running or not.
     ///
     /// # Errors

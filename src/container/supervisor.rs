@@ -38,6 +38,7 @@ use super::{
     state::{Container, Containers},
     status::{Exited, Restarting, Status},
     timeline::{Timeline, now_ns},
+    volumes,
 };
 use crate::{
     image::store::{Image, Store},
@@ -199,6 +200,7 @@ impl Supervisor {
         let written = self.write_down(&ended, before.as_ref().ok());
         let result = ended.result;
         let Self {
+            state_root,
             containers,
             container,
             listener,
@@ -215,7 +217,13 @@ impl Supervisor {
                 drop(container);
                 Ok(())
             }
-            Ok(Fate::Goes) => containers.remove_held(container),
+            Ok(Fate::Goes) => {
+                let mounts = container.spec().mounts.clone();
+                let removed = containers.remove_held(container);
+                // What nobody removes now is anonymous, and pruned some day.
+                let _ = volumes::remove_anonymous(&state_root, &containers, &mounts);
+                removed
+            }
             Err(error) => Err(error),
         };
         let end = match (result, removed) {
@@ -326,7 +334,12 @@ impl Supervisor {
         let kernel = kernel::find(spec.machine.kernel.as_deref())?;
         let image = Store::open(&self.state_root)?.image(&spec.image_digest, None)?;
         let mut sandbox = sandbox(spec, &self.container, &image, kernel)?;
-        let mut setup = spec.setup.clone();
+        let shared = volumes::share(&self.state_root, spec)?;
+        sandbox.shares = shared.shares;
+        let mut setup = protocol::Setup {
+            mounts: shared.mounts,
+            ..spec.setup.clone()
+        };
         let connection = spec.network.connect(
             &self.state_root,
             spec.id.as_str(),
@@ -348,6 +361,7 @@ impl Supervisor {
             attachment,
             setup,
             process: spec.process.clone(),
+            filling: shared.filling,
             image,
         })
     }
@@ -433,6 +447,7 @@ fn sandbox(
         disk: machine.disk_bytes.map(|bytes| (disk_path, bytes)),
         disk_limits,
         nics: Vec::new(),
+        shares: Vec::new(),
         kernel_console: machine.kernel_console.clone(),
         log: container.folder().join(LOG),
     })

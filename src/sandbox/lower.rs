@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use vmm::{
-    BlockConfig, BlockPart, ConsoleConfig, DescriptorIndex, KernelConfig, MemoryConfig, NetConfig,
-    SerialConfig, VmConfig, VsockConfig,
+    BlockConfig, BlockPart, ConsoleConfig, DescriptorIndex, FsConfig, KernelConfig, MemoryConfig,
+    NetConfig, SerialConfig, VmConfig, VsockConfig,
 };
 
 use super::{SandboxConfig, SandboxError};
@@ -41,6 +41,8 @@ pub enum Resource {
     Append(PathBuf),
     /// The link of a network device, which was opened elsewhere.
     Link(usize),
+    /// The socket of the share process.
+    Shares,
 }
 
 /// The VM that `config` describes.
@@ -110,6 +112,10 @@ pub fn lower(config: &SandboxConfig) -> Result<(VmConfig, Vec<Resource>), Sandbo
         },
         blocks: std::iter::once(root).chain(disk).collect(),
         nets,
+        fs: (!config.shares.is_empty()).then(|| FsConfig {
+            server: index(Resource::Shares),
+            tag: protocol::SHARES_TAG.into(),
+        }),
         vsock: Some(VsockConfig {
             guest_cid: GUEST_CID,
             host_ports: vec![
@@ -150,6 +156,7 @@ mod tests {
             disk: Some(("/disk".into(), 1 << 30)),
             kernel_console: None,
             nics: vec![],
+            shares: vec![],
             log: "/log".into(),
         }
     }

@@ -107,6 +107,7 @@ fn machine(arguments: &[String]) -> Result<(VmConfig, Vec<OwnedFd>), Box<dyn Err
         },
         blocks: Vec::new(),
         nets: Vec::new(),
+        fs: None,
         vsock: None,
         console: ConsoleConfig {
             output: Some(add(std::io::stdout().as_fd().try_clone_to_owned()?)),

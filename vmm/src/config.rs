@@ -28,6 +28,9 @@ pub struct VmConfig {
     /// Network devices in the order in which the guest names them (`eth0`, `eth1`, ...).
     #[serde(default)]
     pub nets: Vec<NetConfig>,
+    /// File system device.
+    #[serde(default)]
+    pub fs: Option<FsConfig>,
     /// Socket device; the guest's only way to the host but for its networks.
     pub vsock: Option<VsockConfig>,
     /// Virtio console (`/dev/hvc0`), always there: early messages and panics.
@@ -123,6 +126,15 @@ pub struct NetConfig {
     pub allowed: Vec<SocketAddrV4>,
     /// Longest IP packet in bytes that the guest is to send, 68 or more.
     pub mtu: u16,
+}
+
+/// The virtio file system device, which carries FUSE requests and looks at none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FsConfig {
+    /// A `SOCK_SEQPACKET` Unix socket to who answers: a request a datagram, and an answer. Made nonblocking.
+    pub server: DescriptorIndex,
+    /// What the guest mounts it by: at most 36 bytes.
+    pub tag: String,
 }
 
 /// All addresses that begin as `address` does, for `prefix` bits.

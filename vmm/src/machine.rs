@@ -24,6 +24,7 @@ use crate::serial::{self, Serial};
 use crate::throttle::Throttle;
 use crate::vcpu::{self, Gate, Reason, Vcpu, VcpuEnd, VcpuHandle, VcpuStartError};
 use crate::virtio::block::{Block, Disk, DiskError, Part};
+use crate::virtio::fs::{Fs, FsError};
 use crate::virtio::net::{Net, NetError};
 use crate::virtio::{Balloon, BalloonSize, Connector, Console, ConsoleTail, Meter, Rng, Vsock};
 use crate::x86::{boot, cpuid, layout, mptable, registers};
@@ -82,6 +83,9 @@ pub enum MachineError {
         #[source]
         source: NetError,
     },
+    /// The file system device.
+    #[error("cannot make the file system device")]
+    Fs(#[from] FsError),
     /// Where a console writes to.
     #[error("cannot write console output without waiting")]
     Output(#[source] io::Error),
@@ -248,6 +252,10 @@ impl Machine {
                 Net::new(&net, descriptor).map_err(|source| MachineError::Net { index, source })?;
             controls.nets.push(net.meter());
             slots.add(Box::new(net))?;
+        }
+        if let Some(fs) = config.fs {
+            let server = descriptors.take(fs.server)?;
+            slots.add(Box::new(Fs::new(&fs.tag, server)?))?;
         }
         if let Some(vsock) = config.vsock {
             slots.add(Box::new(Vsock::new(vsock, connector)))?;

@@ -41,6 +41,11 @@ pub const NAMES_PORT: u32 = 3;
 
 /// Host vsock port of the messages that the agent's name server gets over UDP.
 pub const NAME_PACKETS_PORT: u32 = 4;
+/// What the guest mounts the file system device by that has the host's shared folders.
+pub const SHARES_TAG: &str = "shares";
+
+/// Type of a [`Mount`] whose source is a folder of that device, `0`, `1` and so on.
+pub const SHARE_TYPE: &str = "virtiofs";
 
 /// Largest payload of one frame in bytes (4 MiB): above Linux's 2 MiB default for argument and
 /// environment strings, so that any process that can start can be described.

@@ -57,6 +57,17 @@ pub enum AgentMessage {
         /// The same clock as this message was sent.
         ready_ns: u64,
     },
+    /// After a `Setup` with mounts to fill: each is whole. Nothing of the container runs before.
+    Filled,
+    /// After such a `Setup`, where something failed; the fields are as below.
+    FillFailed {
+        /// What the agent was doing.
+        stage: StartStage,
+        /// `errno` of the failed call.
+        errno: i32,
+        /// What it was done to.
+        subject: String,
+    },
     /// The process's `execve` succeeded.
     Started {
         /// Which process.
@@ -198,6 +209,8 @@ pub struct Mount {
     pub target: String,
     /// As in mount(8): `ro`, `nosuid`, `nodev`, `noexec`, and options of the file system itself.
     pub options: Vec<String>,
+    /// Copy what the image has at the target into it first, with owners, modes and attributes.
+    pub fill: bool,
 }
 
 /// What to run, after image configuration and command line were merged.

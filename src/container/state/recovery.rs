@@ -3,7 +3,7 @@
 use std::{fs, path::Path, time::SystemTime};
 
 use super::{
-    super::{name::Id, status::Status},
+    super::{name::Id, status::Status, volumes},
     Containers, Record, StateError,
     file::failed,
 };
@@ -60,7 +60,13 @@ impl Containers {
         match status.orphaned(SystemTime::now()) {
             Some(end) if !spec.remove => container.set_status(&end),
             None if !spec.remove && status != Status::Starting => Ok(()),
-            _ => self.remove_held(container),
+            _ => {
+                self.remove_held(container)?;
+                let state_root = self.folder.parent().unwrap_or(&self.folder);
+                // What nobody removes now is anonymous, and pruned some day.
+                let _ = volumes::remove_anonymous(state_root, self, &spec.mounts);
+                Ok(())
+            }
         }
     }
 }

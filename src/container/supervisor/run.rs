@@ -32,7 +32,8 @@ use crate::{
     agent_client::{AgentClient, AgentError, stream::Unknown},
     image::store::Image,
     network::Attachment,
-    sandbox::{self, Sandbox, SandboxConfig},
+    sandbox::{self, Sandbox, SandboxConfig, SandboxError},
+    volume::Filling,
 };
 
 use usage::Questions;
@@ -62,6 +63,8 @@ pub struct Plan {
     pub setup: Setup,
     /// Its process.
     pub process: Process,
+    /// Volumes that the agent fills first.
+    pub filling: Vec<Filling>,
     /// Kept in the store meanwhile.
     pub image: Image,
 }
@@ -90,6 +93,7 @@ pub struct Run<'a> {
     gone: bool,
     /// The guest has written everything to its disk.
     powered_off: bool,
+    filling: Vec<Filling>,
     attachment: Option<Attachment>,
     _image: Image,
 }
@@ -108,6 +112,8 @@ enum Phase {
         start: Box<(Setup, Process)>,
         doubt: Option<Instant>,
     },
+    /// The agent fills new volumes; what it is told when it has.
+    Filling(Box<HostMessage>),
     /// The agent knows what to do.
     Starting,
     /// The container's process is executed.
@@ -124,6 +130,7 @@ enum Phase {
 #[derive(Debug, Clone, Copy)]
 enum Source {
     Sandbox,
+    Shares,
     Agent,
     Unknown,
     Signals,
@@ -146,6 +153,7 @@ impl<'a> Run<'a> {
             attachment,
             setup,
             process,
+            filling,
             image,
         } = plan;
         let syncs = config.disk.is_some();
@@ -180,6 +188,7 @@ impl<'a> Run<'a> {
             syncs,
             gone: false,
             powered_off: false,
+            filling,
             attachment,
             _image: image,
         })
@@ -217,6 +226,7 @@ impl<'a> Run<'a> {
             match source {
                 // Last: what the agent said before counts, even if the machine is gone by now.
                 Source::Sandbox => {}
+                Source::Shares => self.hear_shares()?,
                 Source::Agent => self.hear_agent()?,
                 Source::Unknown => self.connect_streams()?,
                 Source::Signals => self.hear_signal()?,
@@ -315,6 +325,11 @@ impl<'a> Run<'a> {
             watched.push((Source::Sandbox, self.sandbox.as_fd(), read));
         }
         watched.extend(
+            self.sandbox
+                .shares_fd()
+                .map(|shares| (Source::Shares, shares, read)),
+        );
+        watched.extend(
             self.agent
                 .iter()
                 .map(|agent| (Source::Agent, agent.as_fd(), read)),
@@ -358,6 +373,14 @@ impl<'a> Run<'a> {
             .collect())
     }
 
+    /// Without its folders a container is not what it was: it ends, and says why.
+    fn hear_shares(&mut self) -> Result<(), RunError> {
+        match self.sandbox.shares() {
+            Some(shares) => Ok(shares.hear().map_err(SandboxError::from)?),
+            None => Ok(()),
+        }
+    }
+
     fn hear_signal(&mut self) -> Result<(), RunError> {
         // An error means that there is nothing to read after all.
         match self.supervisor.signals.read_signal() {
@@ -374,7 +397,10 @@ impl<'a> Run<'a> {
         let stop = self.supervisor.container.spec().stop;
         let seconds = u64::try_from(timeout.unwrap_or(stop.timeout)).ok();
         let signal = signal.unwrap_or(stop.signal);
-        if matches!(self.phase, Phase::Booting { .. } | Phase::Starting) {
+        if matches!(
+            self.phase,
+            Phase::Booting { .. } | Phase::Filling(_) | Phase::Starting
+        ) {
             return Err(RunError::Interrupted { signal });
         }
         self.signal(signal)?;
@@ -393,7 +419,9 @@ impl<'a> Run<'a> {
     fn signal(&mut self, signal: u8) -> Result<(), RunError> {
         match self.phase {
             // One that would not end a process by itself has nobody yet to be handled by.
-            Phase::Booting { .. } | Phase::Starting if ENDING.contains(&signal) => {
+            Phase::Booting { .. } | Phase::Filling(_) | Phase::Starting
+                if ENDING.contains(&signal) =>
+            {
                 Err(RunError::Interrupted { signal })
             }
             Phase::Running => {

@@ -8,7 +8,7 @@ mod backend;
 mod frame;
 mod server;
 pub mod tap;
-mod vectored;
+pub(super) mod vectored;
 
 use std::io;
 use std::os::fd::OwnedFd;

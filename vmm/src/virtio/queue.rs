@@ -1,21 +1,23 @@
 //! A split virtqueue (virtio 1.2, 2.7) with all its ring etiquette; the device is a closure over
 //! one [`Chain`] at a time.
 //!
-//! It holds no requests: a chain is answered when its closure returns, in order.
+//! It holds no requests: a chain is answered when its closure returns, in order; a device that answers
+//! in another order keeps what it was given instead ([`Deferred`]).
 
 use std::os::fd::{AsRawFd, RawFd};
 
-use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestMemory as _, GuestMemoryMmap, Permissions};
+use vm_memory::{GuestAddress, GuestMemory as _, GuestMemoryMmap, Permissions};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::GuestMemory;
 
 use super::{Buffers, Chain, Interrupt};
 
+mod deferred;
 mod merged;
 
+pub use deferred::{Deferred, Taken};
 pub use merged::Filled;
 
 /// Most buffers in one chain: what one `preadv(2)` takes, and four times what Linux drivers use.
@@ -203,7 +205,7 @@ fn collect<'m>(
             false if chain.writable.is_empty() => &mut chain.readable,
             false => return Err(QueueError::Order),
         };
-        add(memory, side, descriptor)?;
+        add(memory, side, descriptor.addr(), descriptor.len())?;
         if chain.descriptors() > MAX_DESCRIPTORS
             || chain.readable.len() + chain.writable.len() > MAX_BYTES
         {
@@ -216,18 +218,15 @@ fn collect<'m>(
 fn add<'m>(
     memory: &'m GuestMemoryMmap,
     side: &mut Buffers<'m>,
-    descriptor: Descriptor,
+    address: GuestAddress,
+    length: u32,
 ) -> Result<(), QueueError> {
     let invalid = || QueueError::Address {
-        address: descriptor.addr().0,
-        length: descriptor.len(),
+        address: address.0,
+        length,
     };
     let slices = memory
-        .get_slices(
-            descriptor.addr(),
-            descriptor.len() as usize,
-            Permissions::ReadWrite,
-        )
+        .get_slices(address, length as usize, Permissions::ReadWrite)
         .map_err(|_| invalid())?;
     for slice in slices {
         side.push(slice.map_err(|_| invalid())?);
@@ -238,7 +237,7 @@ fn add<'m>(
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use vm_memory::{Bytes, GuestAddress};
+    use vm_memory::Bytes;
 
     use super::*;
     use crate::virtio::fake::{FakeDriver, INDIRECT, MEMORY, NEXT, WRITE, write_descriptor};

@@ -53,6 +53,12 @@ impl Run<'_> {
                 ready_ns,
                 ..
             } => self.start_container(started_ns, ready_ns),
+            AgentMessage::Filled => self.start_filled(),
+            AgentMessage::FillFailed {
+                stage,
+                errno,
+                subject,
+            } => Err(RunError::start(stage, errno, subject)),
             AgentMessage::Started {
                 id: FIRST,
                 setup_ns,
@@ -162,13 +168,30 @@ impl Run<'_> {
                 self.supervisor.streams.expect(*stream);
             }
         }
+        let must_fill = setup.mounts.iter().any(|mount| mount.fill);
         self.tell_agent(&HostMessage::Setup(Box::new(setup)))?;
         let stdio = self.expect(FIRST, &channels)?;
-        self.tell_agent(&HostMessage::Start {
+        let start = HostMessage::Start {
             id: FIRST,
             process: Box::new(process),
             stdio,
-        })
+        };
+        if must_fill {
+            self.phase = Phase::Filling(Box::new(start));
+            return Ok(());
+        }
+        self.tell_agent(&start)
+    }
+
+    /// New volumes have what the image has in their place: from here on they are the container's.
+    fn start_filled(&mut self) -> Result<(), RunError> {
+        let Phase::Filling(start) = std::mem::replace(&mut self.phase, Phase::Starting) else {
+            return Err(AgentError::Unexpected("Filled").into());
+        };
+        for volume in self.filling.drain(..) {
+            volume.done()?;
+        }
+        self.tell_agent(&start)
     }
 
     /// Tokens for the streams of a process.
