@@ -107,6 +107,14 @@ impl Volumes {
         Ok(Self { folder })
     }
 
+    /// As [`open`](Self::open), to look only: nothing is made.
+    #[must_use]
+    pub fn below(state_root: &Path) -> Self {
+        Self {
+            folder: state_root.join("volumes"),
+        }
+    }
+
     /// Waits until nobody else makes or removes volumes.
     ///
     /// # Errors

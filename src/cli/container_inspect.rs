@@ -12,11 +12,13 @@ use crate::{
     container::{
         limits::RateKind,
         log,
+        mount::MountSource,
         spec::Spec,
         state::{Containers, Record},
         status::{Restarting, Status},
     },
     state_root,
+    volume::Volumes,
 };
 
 const EXAMPLES: &str = "\
@@ -112,6 +114,7 @@ pub fn object(containers: &Containers, record: &Record) -> Value {
                 },
             },
         },
+        "Mounts": mounts(containers, spec),
         "Config": {
             "Hostname": spec.setup.hostname,
             "User": process.user,
@@ -147,6 +150,43 @@ fn disk_rates(spec: &Spec, kind: RateKind) -> Vec<Value> {
         .filter(|rate| rate.kind == kind)
         .map(|rate| json!({"Path": rate.device, "Rate": rate.rate}))
         .collect()
+}
+
+fn mounts(containers: &Containers, spec: &Spec) -> Vec<Value> {
+    let volumes = Volumes::below(containers.state_root());
+    let mode = |read_only| if read_only { "ro" } else { "" };
+    let shared = spec.mounts.iter().map(|mount| {
+        let (kind, name, source, driver) = match &mount.source {
+            MountSource::Bind(path) => ("bind", None, path.clone(), None),
+            MountSource::Volume { name, .. } => {
+                ("volume", Some(name), volumes.data(name), Some("local"))
+            }
+        };
+        let mut object = json!({
+            "Type": kind,
+            "Source": source.to_string_lossy(),
+            "Destination": mount.target,
+            "Mode": mode(mount.read_only),
+            "RW": !mount.read_only,
+            "Propagation": if name.is_some() { "" } else { "rprivate" },
+        });
+        if let Some(name) = name {
+            object["Name"] = json!(name);
+            object["Driver"] = json!(driver);
+        }
+        object
+    });
+    let tmpfs = spec.setup.mounts.iter().map(|mount| {
+        json!({
+            "Type": mount.fs_type,
+            "Source": "",
+            "Destination": mount.target,
+            "Mode": "",
+            "RW": true,
+            "Propagation": "",
+        })
+    });
+    shared.chain(tmpfs).collect()
 }
 
 fn state(status: &Status) -> Value {

@@ -42,8 +42,7 @@ pub struct RmArgs {
 
 /// Removes each, and prints what it was called by; an error does not keep it from the others.
 pub fn run(arguments: &RmArgs) -> anyhow::Result<ExitCode> {
-    let state_root = state_root::locate()?;
-    let containers = Containers::open(&state_root)?;
+    let containers = Containers::open(&state_root::locate()?)?;
     containers.sweep()?;
     let removal = Removal {
         force: arguments.force,
@@ -52,7 +51,7 @@ pub fn run(arguments: &RmArgs) -> anyhow::Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     for wanted in &arguments.containers {
         let removed = match containers.find(wanted) {
-            Ok(id) => lifecycle::remove(&state_root, &containers, &id, removal),
+            Ok(id) => lifecycle::remove(&containers, &id, removal),
             Err(error) => Err(error.into()),
         };
         match removed {

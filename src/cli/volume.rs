@@ -202,7 +202,7 @@ pub fn run(verb: VolumeVerb) -> anyhow::Result<ExitCode> {
     let containers = Containers::open(&state_root)?;
     containers.sweep()?;
     match verb {
-        VolumeVerb::Create(arguments) => create(&volumes, &arguments),
+        VolumeVerb::Create(arguments) => create(&volumes, &containers, &arguments),
         VolumeVerb::Ls(arguments) => list(&volumes, &containers, &arguments),
         VolumeVerb::Inspect(arguments) => inspect(&volumes, &arguments),
         VolumeVerb::Rm(arguments) => remove(&volumes, &containers, &arguments),
@@ -210,14 +210,24 @@ pub fn run(verb: VolumeVerb) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn create(volumes: &Volumes, arguments: &CreateArgs) -> anyhow::Result<ExitCode> {
+fn create(
+    volumes: &Volumes,
+    containers: &Containers,
+    arguments: &CreateArgs,
+) -> anyhow::Result<ExitCode> {
     let labels: BTreeMap<String, String> = arguments
         .label
         .iter()
         .map(|label| label.split_once('=').unwrap_or((label, "")))
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
-    let created = volumes.create(&volumes.hold()?, arguments.name.as_deref(), &labels)?;
+    let held = volumes.hold()?;
+    let name = arguments.name.as_deref();
+    let is_new = name.is_none_or(|name| volumes.get(name).is_err());
+    let created = volumes.create(&held, name, &labels)?;
+    if is_new {
+        volumes::record(containers.events(), &created.name, "create");
+    }
     super::print(&format!("{}\n", created.name))?;
     Ok(ExitCode::SUCCESS)
 }

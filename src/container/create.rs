@@ -76,7 +76,7 @@ pub fn create(
         Err(error) => {
             let mounts = container.spec().mounts.clone();
             containers.remove_held(container)?;
-            volumes::remove_anonymous(state_root, &containers, &mounts)?;
+            volumes::remove_anonymous(&containers, &mounts)?;
             Err(error)
         }
     }

@@ -112,18 +112,13 @@ pub fn wait(containers: &Containers, id: &Id) -> Result<u8, RunError> {
 /// # Errors
 ///
 /// [`StateError::Running`] without `force`.
-pub fn remove(
-    state_root: &Path,
-    containers: &Containers,
-    id: &Id,
-    removal: Removal,
-) -> Result<(), RunError> {
+pub fn remove(containers: &Containers, id: &Id, removal: Removal) -> Result<(), RunError> {
     let mounts = match removal.volumes {
         true => containers.record(id).map(|record| record.spec.mounts),
         false => Ok(Vec::new()),
     };
     remove_only(containers, id, removal.force)?;
-    volumes::remove_anonymous(state_root, containers, &mounts.unwrap_or_default())
+    volumes::remove_anonymous(containers, &mounts.unwrap_or_default())
 }
 
 /// What goes with a container, and how.

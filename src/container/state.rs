@@ -202,6 +202,12 @@ impl Containers {
         Ok(records)
     }
 
+    /// The folder of all state.
+    #[must_use]
+    pub fn state_root(&self) -> &Path {
+        self.folder.parent().unwrap_or(&self.folder)
+    }
+
     /// What each container is, as it is written down.
     ///
     /// # Errors

@@ -200,7 +200,6 @@ impl Supervisor {
         let written = self.write_down(&ended, before.as_ref().ok());
         let result = ended.result;
         let Self {
-            state_root,
             containers,
             container,
             listener,
@@ -221,7 +220,7 @@ impl Supervisor {
                 let mounts = container.spec().mounts.clone();
                 let removed = containers.remove_held(container);
                 // What nobody removes now is anonymous, and pruned some day.
-                let _ = volumes::remove_anonymous(&state_root, &containers, &mounts);
+                let _ = volumes::remove_anonymous(&containers, &mounts);
                 removed
             }
             Err(error) => Err(error),
@@ -244,7 +243,9 @@ impl Supervisor {
         let since = SystemTime::now();
         let result = self.plan().and_then(|plan| {
             let mut run = Run::start(plan, self)?;
+            run.record_mounts("mount");
             let result = run.serve();
+            run.record_mounts("unmount");
             run.finish();
             result
         });

@@ -11,6 +11,7 @@ use protocol::{Mount, SHARE_TYPE};
 
 use super::{
     error::RunError,
+    event::{Events, Kind},
     mount::{self, MountPoint, MountRequest, MountSource, RequestedSource, VolumesFrom},
     name::Id,
     options::Options,
@@ -70,6 +71,7 @@ pub fn find(
             .map(|tmpfs| tmpfs.target.clone())
             .collect(),
         volumes: &volumes,
+        events: containers.events(),
         held: &held,
         found: Found::default(),
     };
@@ -89,6 +91,7 @@ struct Finder<'a> {
     /// Where something is mounted already.
     taken: BTreeSet<String>,
     volumes: &'a Volumes,
+    events: &'a Events,
     held: &'a Held,
     found: Found,
 }
@@ -165,7 +168,11 @@ impl Finder<'_> {
         copy: bool,
         labels: &BTreeMap<String, String>,
     ) -> Result<MountSource, RunError> {
+        let is_new = name.is_none_or(|name| self.volumes.get(name).is_err());
         let volume = self.volumes.create(self.held, name, labels)?;
+        if is_new {
+            record(self.events, &volume.name, "create");
+        }
         if name.is_none() {
             self.found.made.push(volume.name.clone());
         }
@@ -303,7 +310,32 @@ pub fn remove(containers: &Containers, volumes: &Volumes, name: &str) -> Result<
             name: name.to_owned(),
             containers: ids.iter().map(Id::as_str).collect::<Vec<_>>().join(", "),
         }),
-        None => Ok(volumes.remove(&held, name)?),
+        None => {
+            volumes.remove(&held, name)?;
+            record(containers.events(), name, "destroy");
+            Ok(())
+        }
+    }
+}
+
+/// Writes down what happened to a volume.
+pub fn record(events: &Events, name: &str, action: &str) {
+    let attributes = BTreeMap::from([("driver".to_owned(), "local".to_owned())]);
+    events.record(Kind::Volume, action, name, attributes);
+}
+
+/// Writes down that a container's volumes are mounted (`mount`), or no longer (`unmount`).
+pub fn record_mounts(events: &Events, spec: &Spec, action: &str) {
+    for mount in &spec.mounts {
+        let Some(name) = mount.volume() else { continue };
+        let attributes = [
+            ("driver", "local".to_owned()),
+            ("container", spec.id.as_str().to_owned()),
+            ("destination", mount.target.clone()),
+            ("read/write", (!mount.read_only).to_string()),
+        ];
+        let attributes = attributes.map(|(name, value)| (name.to_owned(), value));
+        events.record(Kind::Volume, action, name, attributes.into());
     }
 }
 
@@ -312,11 +344,7 @@ pub fn remove(containers: &Containers, volumes: &Volumes, name: &str) -> Result<
 /// # Errors
 ///
 /// Where one cannot be removed.
-pub fn remove_anonymous(
-    state_root: &Path,
-    containers: &Containers,
-    mounts: &[MountPoint],
-) -> Result<(), RunError> {
+pub fn remove_anonymous(containers: &Containers, mounts: &[MountPoint]) -> Result<(), RunError> {
     for mount in mounts {
         let MountSource::Volume {
             name,
@@ -326,7 +354,7 @@ pub fn remove_anonymous(
         else {
             continue;
         };
-        match remove(containers, &Volumes::open(state_root)?, name) {
+        match remove(containers, &Volumes::open(containers.state_root())?, name) {
             Err(RunError::VolumeInUse { .. } | RunError::Volume(VolumeError::NotFound(_))) => {}
             removed => removed?,
         }

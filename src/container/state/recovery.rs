@@ -62,9 +62,8 @@ impl Containers {
             None if !spec.remove && status != Status::Starting => Ok(()),
             _ => {
                 self.remove_held(container)?;
-                let state_root = self.folder.parent().unwrap_or(&self.folder);
                 // What nobody removes now is anonymous, and pruned some day.
-                let _ = volumes::remove_anonymous(state_root, self, &spec.mounts);
+                let _ = volumes::remove_anonymous(self, &spec.mounts);
                 Ok(())
             }
         }

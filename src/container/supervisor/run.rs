@@ -23,6 +23,7 @@ use super::{
         session::{Channel, Outcome},
         status::{Running, Status},
         timeline::now_ns,
+        volumes,
     },
     Stopped, Supervisor,
     exec::Execs,
@@ -192,6 +193,13 @@ impl<'a> Run<'a> {
             attachment,
             _image: image,
         })
+    }
+
+    /// Writes down what becomes of its volumes.
+    pub fn record_mounts(&self, action: &str) {
+        let supervisor = &*self.supervisor;
+        let spec = supervisor.container.spec();
+        volumes::record_mounts(supervisor.containers.events(), spec, action);
     }
 
     /// Until its end.
