@@ -15,6 +15,9 @@ use rustix::{
 
 use crate::mount;
 
+/// What `cpu.max` counts by, in microseconds: the kernel's default.
+const PERIOD: u64 = 100_000;
+
 /// Name below the root group.
 const NAME: &str = "container";
 
@@ -52,7 +55,15 @@ impl Cgroup {
     ///
     /// Those of the kernel, with the name of the setting.
     pub fn limit(&self, limits: &Limits) -> Result<(), (&'static str, io::Error)> {
+        let processor = limits.nano_cpus.map(|cpus| {
+            // What the kernel counts in: microseconds of each tenth of a second.
+            format!("{} {PERIOD}", (cpus / (1_000_000_000 / PERIOD)).max(1000))
+        });
         let settings = [
+            (
+                "cpu.max",
+                processor.unwrap_or_else(|| format!("max {PERIOD}")),
+            ),
             ("memory.max", or_max(limits.memory_bytes)),
             ("pids.max", or_max(limits.pids)),
         ];

@@ -312,6 +312,7 @@ fn apply(spec: &mut Spec, change: &Change) {
     let machine = &mut spec.machine;
     if let Some(cpus) = change.cpus {
         machine.cpus = cpus;
+        spec.setup.limits.nano_cpus = cpus.throttle(cpus.vcpus());
     }
     if let Some(cpuset) = &change.cpuset {
         machine.cpuset = Some(cpuset.clone());

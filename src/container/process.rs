@@ -126,6 +126,7 @@ pub fn setup(options: &Options, hostname: &str, upper: Upper) -> Setup {
         mounts: options.tmpfs.clone(),
         shm_bytes: options.limits.shm.0,
         limits: Limits {
+            nano_cpus: options.limits.cpus.throttle(options.limits.cpus.vcpus()),
             memory_bytes: None,
             pids: options.limits.pids,
         },

@@ -99,7 +99,7 @@ setpriv --pdeathsig TERM timeout --foreground "$limit" setpriv --pdeathsig KILL 
   qemu-system-x86_64 -M microvm,acpi=off,x-option-roms=off,isa-serial=on \
   -accel tcg "${clock[@]}" -cpu max -smp 1 -m "$memory" -nodefaults -no-user-config -display none -no-reboot \
   -kernel "$kernel" -initrd "$job/initramfs" \
-  -append "console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on tsc=reliable tsc_early_khz=$tsc_khz" \
+  -append "console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on tsc=reliable no_timer_check tsc_early_khz=$tsc_khz" \
   -serial "file:$job/console" "${shares[@]}" -device virtio-serial-device,id=streams \
   -chardev file,id=out,path=/dev/fd/3 -device virtserialport,bus=streams.0,nr=1,chardev=out \
   -chardev file,id=err,path=/dev/fd/4 -device virtserialport,bus=streams.0,nr=2,chardev=err \

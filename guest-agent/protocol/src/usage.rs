@@ -2,10 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What the container may use of its machine, kept by the guest's kernel; none is no limit. The machine's own size
-/// and its processor time are the host's to set and to keep.
+/// What the container may use of its machine, kept by the guest's kernel; none is no limit. The host keeps the
+/// machine as a whole to its own limits; these let the container's accounts add up and leave the agent its part.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
+    /// Processor time in billionths of one processor, 10⁷ or more (`cpu.max`).
+    pub nano_cpus: Option<u64>,
     /// Memory in bytes (`memory.max`).
     pub memory_bytes: Option<u64>,
     /// Processes and threads (`pids.max`).

@@ -184,6 +184,8 @@ fn serve(
     stop: &EventFd,
 ) -> Result<(), ServeError> {
     let [mut inflate, mut deflate, mut report] = queues;
+    // Up to 32 runs of memory, each as large as Linux keeps them.
+    report.take_any_size();
     poller.add(stop, EventSet::IN, Token::Stop)?;
     loop {
         inflate.serve(|chain| {
@@ -239,7 +241,7 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
-    use crate::virtio::fake::FakeDriver;
+    use crate::virtio::fake::{FakeDriver, WRITE};
 
     fn started() -> (Balloon, FakeDriver) {
         let mut balloon = Balloon::new();
@@ -279,6 +281,19 @@ mod tests {
         driver.add(0, &[b"odd"], &[]);
         driver.kick(0);
         driver.wait_used(0);
+        balloon.reset();
+    }
+
+    #[test]
+    fn a_report_may_be_of_much_memory() {
+        let (mut balloon, mut driver) = started();
+        let page = GuestAddress(20 << 20);
+        driver.memory.write_obj(7u8, page).unwrap();
+        let runs = [(16 << 20, 4 << 20, WRITE), (20 << 20, 4 << 20, WRITE)];
+        driver.add_buffers(2, &[runs; 16].concat());
+        driver.kick(2);
+        driver.wait_used(2);
+        assert_eq!(driver.memory.read_obj::<u8>(page).unwrap(), 0);
         balloon.reset();
     }
 

@@ -23,7 +23,8 @@ pub use merged::Filled;
 /// Most buffers in one chain: what one `preadv(2)` takes, and four times what Linux drivers use.
 const MAX_DESCRIPTORS: usize = 1024;
 
-/// Most bytes that the buffers of one chain may add up to, however they overlap.
+/// Most bytes that the buffers of one chain may add up to, however they overlap, where a device does not say
+/// otherwise.
 const MAX_BYTES: usize = 64 << 20;
 
 /// A queue in the hands of its device's worker.
@@ -33,6 +34,7 @@ pub struct DeviceQueue {
     memory: GuestMemory,
     kick: EventFd,
     interrupt: Interrupt,
+    max_bytes: usize,
     /// Index of the used ring up to which the driver was told, or did not wait to be.
     announced: u16,
 }
@@ -55,7 +57,7 @@ pub enum QueueError {
     #[error("a descriptor chain has a readable buffer after a writable one")]
     Order,
     /// More buffers or bytes than any driver has a reason for.
-    #[error("a descriptor chain exceeds {MAX_DESCRIPTORS} buffers or {MAX_BYTES} bytes")]
+    #[error("a descriptor chain has too many buffers or bytes")]
     TooLong,
 }
 
@@ -69,7 +71,13 @@ impl DeviceQueue {
             memory,
             kick,
             interrupt,
+            max_bytes: MAX_BYTES,
         }
+    }
+
+    /// Takes chains of any size: for a device that does nothing to their bytes.
+    pub fn take_any_size(&mut self) {
+        self.max_bytes = usize::MAX;
     }
 
     /// Whether the driver set the queue up, and has not broken it since.
@@ -147,7 +155,7 @@ impl DeviceQueue {
                 .map_err(QueueError::Ring)?;
             while let Some(descriptors) = next_chain(&mut self.queue, memory)? {
                 let head = descriptors.head_index();
-                let mut chain = collect(memory, descriptors)?;
+                let mut chain = collect(memory, descriptors, self.max_bytes)?;
                 let Some(written) = handle(&mut chain) else {
                     self.queue.go_to_previous_position();
                     self.queue
@@ -194,6 +202,7 @@ fn next_chain<'m>(
 fn collect<'m>(
     memory: &'m GuestMemoryMmap,
     descriptors: DescriptorChain<&'m GuestMemoryMmap>,
+    max_bytes: usize,
 ) -> Result<Chain<'m>, QueueError> {
     let mut chain = Chain {
         readable: Buffers::default(),
@@ -207,7 +216,7 @@ fn collect<'m>(
         };
         add(memory, side, descriptor.addr(), descriptor.len())?;
         if chain.descriptors() > MAX_DESCRIPTORS
-            || chain.readable.len() + chain.writable.len() > MAX_BYTES
+            || chain.readable.len() + chain.writable.len() > max_bytes
         {
             return Err(QueueError::TooLong);
         }

@@ -140,9 +140,8 @@ impl Run<'_> {
         self.supervisor.container.reload()?;
         let spec = self.supervisor.container.spec().clone();
         let machine = &spec.machine;
-        self.sandbox.tell(&Command::Throttle {
-            nano_cpus: machine.cpus.throttle(self.booted.vcpus),
-        })?;
+        let nano_cpus = machine.cpus.throttle(self.booted.vcpus);
+        self.sandbox.tell(&Command::Throttle { nano_cpus })?;
         if let Some(cpuset) = &machine.cpuset {
             self.sandbox.set_affinity(cpuset.cpus())?;
         }
@@ -152,6 +151,7 @@ impl Run<'_> {
             .saturating_sub(machine.memory_bytes);
         self.sandbox.tell(&Command::Balloon { bytes: less })?;
         let mut limits = spec.setup.limits;
+        limits.nano_cpus = nano_cpus;
         limits.memory_bytes = (less > 0).then_some(machine.memory_bytes);
         self.tell_agent(&HostMessage::Limit(limits))?;
         let later = Later {

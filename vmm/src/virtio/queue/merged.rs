@@ -91,7 +91,7 @@ impl DeviceQueue {
                 return Ok(Filled::NoRoom);
             };
             used.push((next.head_index(), 0));
-            let chain = collect(memory, next)?;
+            let chain = collect(memory, next, self.max_bytes)?;
             descriptors += chain.descriptors();
             if descriptors > MAX_DESCRIPTORS {
                 return Err(QueueError::TooLong);
