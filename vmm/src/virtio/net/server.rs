@@ -151,6 +151,10 @@ impl Server {
                 }
             })?;
         }
+        // The last frame may have been cut, too.
+        if is_up && result.is_ok() {
+            result = self.port.backend.flush();
+        }
         self.wants_backend = false;
         match result {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wants_backend = true,

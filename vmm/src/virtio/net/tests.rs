@@ -78,8 +78,7 @@ impl Streamed {
 
     fn come(&mut self, frame: &[u8]) {
         let length = u32::try_from(frame.len()).unwrap().to_be_bytes();
-        self.peer.write_all(&length).unwrap();
-        self.peer.write_all(frame).unwrap();
+        self.peer.write_all(&[&length, frame].concat()).unwrap();
     }
 
     fn link_status(&self) -> u8 {
@@ -174,10 +173,11 @@ fn a12_a_flood_from_outside_neither_stops_the_queues_nor_keeps_the_guest_from_se
 #[test]
 fn more_than_a_round_from_a_stream_arrives_without_a_further_event() {
     let mut net = streamed(MERGE);
-    for index in 0..200 {
+    // Fewer than the socket holds, as the device need not take them before the guest does.
+    for index in 0..100 {
         net.come(&frame([2; 6], &[index]));
     }
-    for index in 0..200 {
+    for index in 0..100 {
         net.driver.add(RECEIVE, &[], &[1526]);
         net.driver.kick(RECEIVE);
         let answer = net.driver.wait_used(RECEIVE);

@@ -87,7 +87,7 @@ impl DeviceQueue {
                         .collect(),
                 };
                 let head = deferred.head;
-                let mut chain = collect(memory, descriptors)?;
+                let mut chain = collect(memory, descriptors, self.max_bytes)?;
                 match take(&mut chain, deferred) {
                     Taken::Later => {}
                     Taken::Answered(written) => self
