@@ -3,7 +3,7 @@
 PREFIX ?= /usr/local
 CARGO ?= cargo
 .DEFAULT_GOAL := build
-.PHONY: all build kernel setup demo test lint lab bench install help
+.PHONY: all build kernel setup demo test lint lab soak bench install help
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -32,6 +32,9 @@ lint: ## format and lint checks
 
 lab: ## a shell on an emulated KVM host
 	@tests/lab/lab.sh
+
+soak: setup ## services used and killed at random in the lab, for MINUTES=60
+	@tests/soak.sh $(or $(MINUTES),60)
 
 bench: setup ## start times, memory and images, measured, where it takes KVM in the lab
 	@tests/bench/run.sh

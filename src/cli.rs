@@ -13,6 +13,7 @@ mod exec;
 mod filter;
 mod foreground;
 mod format;
+mod health_flags;
 mod history;
 mod image_filter;
 mod image_prune;
@@ -26,6 +27,7 @@ mod logs;
 mod mount_flags;
 mod network;
 mod network_flags;
+mod pause;
 mod person;
 mod port;
 mod progress;
@@ -137,6 +139,8 @@ enum ContainerVerb {
     Stop(stop::StopArgs),
     Restart(start::RestartArgs),
     Kill(stop::KillArgs),
+    Pause(pause::PauseArgs),
+    Unpause(pause::UnpauseArgs),
     Wait(stop::WaitArgs),
     Exec(exec::ExecArgs),
     Logs(logs::LogsArgs),
@@ -275,6 +279,8 @@ fn container(verb: ContainerVerb) -> anyhow::Result<ExitCode> {
         ContainerVerb::Stop(arguments) => stop::run(&arguments),
         ContainerVerb::Restart(arguments) => start::restart(&arguments),
         ContainerVerb::Kill(arguments) => stop::kill(&arguments),
+        ContainerVerb::Pause(arguments) => pause::run(&arguments),
+        ContainerVerb::Unpause(arguments) => pause::unpause(&arguments),
         ContainerVerb::Wait(arguments) => stop::wait(&arguments),
         ContainerVerb::Exec(arguments) => exec::run(arguments),
         ContainerVerb::Logs(arguments) => logs::run(&arguments),

@@ -8,6 +8,7 @@ pub mod change;
 pub mod check;
 pub mod digest;
 pub mod erofs;
+pub mod healthcheck;
 pub mod import;
 pub mod layer;
 pub mod layout;

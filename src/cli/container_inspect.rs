@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 use super::format::Format;
 use crate::{
     container::{
+        health::Health,
         limits::RateKind,
         log,
         mount::MountSource,
         spec::Spec,
         state::{Containers, Record},
-        status::{Restarting, Status},
+        status::{Restarting, Running, Status},
     },
     state_root,
     volume::Volumes,
@@ -77,7 +78,7 @@ pub fn object(containers: &Containers, record: &Record) -> Value {
         "Created": time(Some(spec.created)),
         "Path": process.args.first(),
         "Args": process.args.get(1..),
-        "State": state(&record.status),
+        "State": state(&record.status, containers.health(spec).as_ref()),
         "Image": spec.image_id,
         "LogPath": if logs { log_path.to_string_lossy().into_owned() } else { String::new() },
         "Name": format!("/{}", spec.name),
@@ -189,7 +190,7 @@ fn mounts(containers: &Containers, spec: &Spec) -> Vec<Value> {
     shared.chain(tmpfs).collect()
 }
 
-fn state(status: &Status) -> Value {
+fn state(status: &Status, health: Option<&Health>) -> Value {
     let (pid, since, at, code, oom_killed, error) = match status {
         Status::Created { error } => (0, None, None, 0, false, error.clone()),
         Status::Starting => (0, None, None, 0, false, None),
@@ -203,10 +204,10 @@ fn state(status: &Status) -> Value {
             exited.error.clone(),
         ),
     };
-    json!({
+    let mut state = json!({
         "Status": status.word(),
         "Running": status.is_up(),
-        "Paused": false,
+        "Paused": matches!(status, Status::Running(Running { paused: true, .. })),
         "Restarting": matches!(status, Status::Restarting(_)),
         "OOMKilled": oom_killed,
         "Dead": false,
@@ -215,5 +216,9 @@ fn state(status: &Status) -> Value {
         "Error": error.unwrap_or_default(),
         "StartedAt": time(since),
         "FinishedAt": time(at),
-    })
+    });
+    if let Some(health) = health {
+        state["Health"] = json!(health);
+    }
+    state
 }

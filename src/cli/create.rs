@@ -13,6 +13,7 @@ use clap::{ArgAction, Args};
 use protocol::Rlimit;
 
 use super::{
+    health_flags::HealthFlags,
     limit_flags::LimitFlags,
     mount_flags::MountFlags,
     network_flags::NetworkFlags,
@@ -118,6 +119,8 @@ pub struct ContainerFlags {
     /// Seconds until a process that was asked to end is killed; -1 waits for ever
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     stop_timeout: Option<i64>,
+    #[command(flatten)]
+    health: HealthFlags,
     /// When to start it again: no, on-failure[:RETRIES], always, unless-stopped
     #[arg(
         long,
@@ -298,6 +301,7 @@ impl ContainerFlags {
             log,
             stop_signal: self.stop_signal,
             stop_timeout: self.stop_timeout,
+            health: self.health.into_options()?,
             restart: self.restart,
             interactive: self.interactive,
             terminal: self.tty.then(terminal::size),

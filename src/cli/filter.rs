@@ -5,6 +5,7 @@ use std::str::FromStr;
 use anyhow::{Context, bail};
 
 use crate::container::{
+    health::HealthStatus,
     name::Id,
     state::{Containers, Record},
     status::Status,
@@ -21,6 +22,10 @@ pub enum Filter {
     Label(String, Option<String>),
     /// A state.
     Status(String),
+    /// A health, or none.
+    Health(String),
+    /// A network that it is on.
+    Network(String),
     /// An exit code.
     Exited(u8),
     /// An image's name or ID.
@@ -51,6 +56,11 @@ impl FromStr for Filter {
                 | "dead" => Self::Status(value),
                 _ => bail!("{value:?} is no state: one of created, running, exited"),
             },
+            "health" => match value.as_str() {
+                "starting" | "healthy" | "unhealthy" | "none" => Self::Health(value),
+                _ => bail!("{value:?} is no health: one of starting, healthy, unhealthy, none"),
+            },
+            "network" => Self::Network(value),
             "exited" => Self::Exited(
                 value
                     .parse()
@@ -60,7 +70,7 @@ impl FromStr for Filter {
             "before" => Self::Before(value),
             "since" => Self::Since(value),
             _ => bail!(
-                "{key:?} is nothing to filter by: one of id, name, label, status, exited, ancestor, before, since"
+                "{key:?} is nothing to filter by: one of id, name, label, status, health, exited, ancestor, network, before, since"
             ),
         })
     }
@@ -134,6 +144,11 @@ impl Filter {
                 .get(name)
                 .is_some_and(|is| value.as_ref().is_none_or(|value| value == is)),
             Self::Status(word) => record.status.word() == word,
+            Self::Health(word) => record.health.map_or("none", HealthStatus::word) == word,
+            Self::Network(name) => {
+                let mut endpoints = spec.network.endpoints.iter();
+                endpoints.any(|endpoint| endpoint.network == *name)
+            }
             Self::Exited(code) => {
                 matches!(&record.status, Status::Exited(exited) if exited.code == *code)
             }
@@ -162,6 +177,7 @@ mod tests {
         Record {
             spec,
             status: Status::Created { error: None },
+            health: None,
         }
     }
 

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     container::{
+        health::HealthStatus,
         state::{Containers, Record},
         status::Status,
     },
@@ -31,8 +32,9 @@ Examples:
   pillbug ps --format json                    one object a line
   pillbug rm $(pillbug ps -aq)                remove all that have ended
 
-Filters: id=, name=, label=NAME[=VALUE], status=created|running|exited, exited=CODE, ancestor=IMAGE. Of several of one
-kind one must match, labels all.
+Filters: id=, name=, label=NAME[=VALUE], status=created|running|paused|restarting|exited, exited=CODE, ancestor=IMAGE,
+health=starting|healthy|unhealthy|none, network=NAME, before=CONTAINER, since=CONTAINER. Of several of one kind one must
+match, labels all.
 Fields: ID, Image, Command, CreatedAt, RunningFor, State, Status, Names, Labels.";
 
 /// Longest command that is shown unless --no-trunc is given, in characters.
@@ -121,7 +123,7 @@ fn line(record: &Record, no_trunc: bool) -> Value {
         "CreatedAt": created.to_string(),
         "RunningFor": format!("{} ago", age(spec.created)),
         "State": record.status.word(),
-        "Status": status(&record.status),
+        "Status": status(record),
         "Names": spec.name,
         "Labels": super::escape(&labels.join(",")),
     })
@@ -145,10 +147,19 @@ fn command(record: &Record, no_trunc: bool) -> String {
     format!("\"{start}…\"")
 }
 
-fn status(status: &Status) -> String {
-    match status {
+fn status(record: &Record) -> String {
+    match &record.status {
         Status::Created { .. } | Status::Starting => "Created".into(),
-        Status::Running(running) => format!("Up {}", age(running.since)),
+        Status::Running(running) => {
+            let remark = match record.health {
+                _ if running.paused => " (Paused)",
+                Some(HealthStatus::Starting) => " (health: starting)",
+                Some(HealthStatus::Healthy) => " (healthy)",
+                Some(HealthStatus::Unhealthy) => " (unhealthy)",
+                None => "",
+            };
+            format!("Up {}{remark}", age(running.since))
+        }
         Status::Restarting(restarting) => {
             let last = &restarting.last;
             format!("Restarting ({}) {} ago", last.code, age(last.at))

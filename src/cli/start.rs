@@ -15,6 +15,7 @@ use crate::{
         launch, lifecycle,
         name::Id,
         state::{Containers, StateError},
+        status::{Running, Status},
     },
     state_root,
 };
@@ -61,7 +62,12 @@ fn in_background(containers: &Containers, id: &Id) -> Result<(), RunError> {
     let root = state_root::locate().map_err(StateError::from)?;
     match lifecycle::start(&root, containers, id, None)? {
         Some(mut session) => launch::wait_started(&mut session),
-        None => Ok(()),
+        None => match containers.record(id)?.status {
+            Status::Running(Running { paused: true, .. }) => {
+                Err(StateError::Paused(id.short().into()).into())
+            }
+            _ => Ok(()),
+        },
     }
 }
 

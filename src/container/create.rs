@@ -7,6 +7,7 @@ use protocol::Upper;
 
 use super::{
     error::{RunError, check_memory},
+    health,
     name::Id,
     network::NetworkSpec,
     options::Options,
@@ -120,6 +121,7 @@ fn spec(
             log: options.log,
         },
         stop,
+        health: health::check(image.healthcheck.as_ref(), &options.health)?,
         restart: options.restart,
         labels: labels(&config, options),
         remove: options.remove,

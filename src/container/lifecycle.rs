@@ -88,6 +88,21 @@ pub fn kill(containers: &Containers, id: &Id, signal: u8) -> Result<(), RunError
     }
 }
 
+/// Lets nothing in a container run for a while, or lets it go on.
+///
+/// # Errors
+///
+/// [`StateError::NotRunning`], or where it is paused, or not, already.
+pub fn pause(containers: &Containers, id: &Id, pause: bool) -> Result<(), RunError> {
+    let not_running = || StateError::NotRunning(id.short().into());
+    let session = connect(containers, id, Request::Pause(pause))?;
+    match session.ok_or_else(not_running)?.wait::<Reply>()? {
+        Some(Reply::Failed { message, code, .. }) => Err(RunError::Supervisor { message, code }),
+        Some(_) => Ok(()),
+        None => Err(not_running().into()),
+    }
+}
+
 /// Waits until a container does not run, and returns its exit code; 0 where it never ran.
 ///
 /// # Errors

@@ -6,6 +6,7 @@ use protocol::{HostEntry, Mount, Resource, Rlimit, WindowSize};
 use vmm::VmConfig;
 
 use super::{
+    health::HealthOptions,
     limits::LimitOptions,
     log::LogConfig,
     mount::{MountRequest, VolumesFrom},
@@ -72,6 +73,8 @@ pub struct Options {
     pub stop_signal: Option<u8>,
     /// Seconds from there until it is killed; negative: never.
     pub stop_timeout: Option<i64>,
+    /// How it is seen whether it works.
+    pub health: HealthOptions,
     /// When it is started again.
     pub restart: RestartPolicy,
     /// Connect standard input.

@@ -37,6 +37,10 @@ pub enum ProcessError {
     Capability(#[from] UnknownCapability),
     #[error("the image's stop signal cannot be used")]
     StopSignal(#[from] UnknownSignal),
+    #[error("the image's health check is {0:?}, which is none of CMD, CMD-SHELL and NONE")]
+    Health(String),
+    #[error("the times of a health check cannot be less than 1ms")]
+    HealthTime,
     #[error("a port that the image exposes cannot be published")]
     ExposedPort(#[source] PortError),
 }

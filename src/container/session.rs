@@ -50,6 +50,8 @@ pub enum Request {
     },
     /// Send the container's process a signal.
     Signal(u8),
+    /// Let its machine stand still, or go on.
+    Pause(bool),
     /// Tell what the container uses.
     Measure,
     /// Tell its processes.

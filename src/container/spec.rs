@@ -6,6 +6,7 @@ use protocol::{Process, Setup};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    health::HealthCheck,
     limits::{CpuSet, Cpus, DiskRate},
     log::LogConfig,
     mount::MountPoint,
@@ -49,6 +50,9 @@ pub struct Spec {
     pub streams: Streams,
     /// What ends it.
     pub stop: Stop,
+    /// How it is seen whether it works.
+    #[serde(default)]
+    pub health: Option<HealthCheck>,
     /// When it is started again.
     #[serde(default)]
     pub restart: RestartPolicy,
@@ -159,6 +163,7 @@ pub fn example(name: &str) -> Spec {
             log: LogConfig::default(),
         },
         stop: Stop::DEFAULT,
+        health: None,
         restart: RestartPolicy::No,
         labels: BTreeMap::new(),
         remove: false,

@@ -30,6 +30,7 @@ use std::{
 
 use super::{
     event::Events,
+    health::{Health, HealthStatus},
     name::{self, Id, NameError},
     process::ProcessError,
     spec::Spec,
@@ -42,6 +43,9 @@ use crate::{
 use file::{failed, lock_error, open_lock, read_json, sync_folder, write_json};
 
 pub use held::Container;
+
+/// Name of the file for what probes of a container's health said.
+const HEALTH: &str = "health.json";
 
 /// Why containers on disk cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +67,10 @@ pub enum StateError {
     Running(String),
     #[error("container {0} is not running")]
     NotRunning(String),
+    #[error("container {0} is paused: unpause it first")]
+    Paused(String),
+    #[error("container {0} is not paused")]
+    NotPaused(String),
     #[error(transparent)]
     Process(#[from] ProcessError),
     #[error("cannot make a container ID")]
@@ -94,6 +102,8 @@ pub struct Record {
     pub spec: Spec,
     /// How it was a moment ago.
     pub status: Status,
+    /// Its health, where it runs and that is checked.
+    pub health: Option<HealthStatus>,
 }
 
 impl Containers {
@@ -269,6 +279,13 @@ impl Containers {
         fs::remove_dir_all(&gone).map_err(failed("remove", &gone))
     }
 
+    /// The health of a container that has a check, as it was found last; `None` before it first ran.
+    #[must_use]
+    pub fn health(&self, spec: &Spec) -> Option<Health> {
+        spec.health.as_ref()?;
+        read_json(&self.container_folder(&spec.id).join(HEALTH)).ok()
+    }
+
     /// Where it is written down what happens to them.
     #[must_use]
     pub fn events(&self) -> &Events {
@@ -288,9 +305,16 @@ impl Containers {
     /// Where its files cannot be read.
     pub fn record(&self, id: &Id) -> Result<Record, StateError> {
         let folder = self.container_folder(id);
+        let spec: Spec = read_json(&folder.join("spec.json"))?;
+        let status = read_json(&folder.join("status.json"))?;
+        let health = match status {
+            Status::Running(_) => self.health(&spec).map(|health| health.status),
+            _ => None,
+        };
         Ok(Record {
-            spec: read_json(&folder.join("spec.json"))?,
-            status: read_json(&folder.join("status.json"))?,
+            spec,
+            status,
+            health,
         })
     }
 

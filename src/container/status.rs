@@ -46,6 +46,9 @@ pub struct Running {
     /// How often its policy has started it again.
     #[serde(default)]
     pub restarts: u32,
+    /// Its machine stands still.
+    #[serde(default)]
+    pub paused: bool,
 }
 
 /// A container between two runs.
@@ -84,6 +87,7 @@ impl Status {
     pub fn word(&self) -> &'static str {
         match self {
             Self::Created { .. } | Self::Starting => "created",
+            Self::Running(Running { paused: true, .. }) => "paused",
             Self::Running(_) => "running",
             Self::Restarting(_) => "restarting",
             Self::Exited(_) => "exited",

@@ -6,6 +6,7 @@
 
 mod clients;
 mod exec;
+mod health;
 mod rest;
 mod run;
 mod streams;

@@ -21,9 +21,12 @@ pub fn state_root() -> PathBuf {
         .expect("PILLBUG_ROOT names a store with the test images: run `make test`")
 }
 
-/// Path of the built program.
+/// Path of the built program, or of the copy of it that `PILLBUG_PROGRAM` names.
 pub fn program() -> PathBuf {
-    assert_cmd::cargo::cargo_bin!("pillbug").to_path_buf()
+    env::var_os("PILLBUG_PROGRAM").map_or_else(
+        || assert_cmd::cargo::cargo_bin!("pillbug").to_path_buf(),
+        PathBuf::from,
+    )
 }
 
 /// The built program.

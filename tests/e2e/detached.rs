@@ -8,13 +8,13 @@ use tempfile::TempDir;
 use crate::command::{pillbug, processes, run, spawn, state_root, traces};
 
 /// What `pillbug ARGUMENTS...` printed, once it succeeded.
-fn told(arguments: &[&str]) -> String {
+pub fn told(arguments: &[&str]) -> String {
     let assert = pillbug().args(arguments).assert().success();
     String::from_utf8(assert.get_output().stdout.clone()).expect("output is text")
 }
 
 /// `ps -a` of one container, in these fields.
-fn listed(name: &str, fields: &str) -> String {
+pub fn listed(name: &str, fields: &str) -> String {
     let filter = format!("name={name}");
     told(&["ps", "-a", "--filter", &filter, "--format", fields])
         .trim()

@@ -31,7 +31,10 @@ fn a51_kill_9_of_the_command_leaves_no_machine() {
         .filter(|pid| *pid != command)
         .collect();
     assert!(!others.is_empty(), "the machine is a process of its own");
-    let ends: Vec<_> = others.iter().map(|pid| process_end(*pid)).collect();
+    let ends: Vec<_> = others
+        .iter()
+        .map(|pid| process_end(*pid).expect("the process lives"))
+        .collect();
     kill(Pid::from_raw(command), Signal::SIGKILL).expect("it can be killed");
     for end in ends {
         end.wait();
@@ -77,27 +80,29 @@ fn signals_are_passed_on() {
 }
 
 /// The end of a process, to be waited for.
-struct ProcessEnd(std::os::fd::OwnedFd);
+pub struct ProcessEnd(std::os::fd::OwnedFd);
 
-/// Must be called while the process lives.
-fn process_end(pid: i32) -> ProcessEnd {
+/// `None` where it has ended already.
+pub fn process_end(pid: i32) -> Option<ProcessEnd> {
     let pid = rustix::process::Pid::from_raw(pid).expect("process IDs are positive");
     let flags = rustix::process::PidfdFlags::empty();
-    ProcessEnd(rustix::process::pidfd_open(pid, flags).expect("the process lives"))
+    rustix::process::pidfd_open(pid, flags).ok().map(ProcessEnd)
 }
 
 impl ProcessEnd {
     /// Returns once it has ended; fails after a minute.
-    fn wait(&self) {
+    pub fn wait(&self) {
+        assert!(self.within(std::time::Duration::from_secs(60)));
+    }
+
+    /// Waits for it; whether it came in time.
+    pub fn within(&self, patience: std::time::Duration) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let minute = Timespec {
-            tv_sec: 60,
-            tv_nsec: 0,
-        };
+        let patience = Timespec::try_from(patience).expect("it is short");
         let mut ended = [PollFd::new(&self.0, PollFlags::IN)];
         // The end of this test's own child interrupts the wait.
-        let ready = rustix::io::retry_on_intr(|| poll(&mut ended, Some(&minute)));
-        assert_eq!(ready.expect("it can be waited for"), 1);
+        let ready = rustix::io::retry_on_intr(|| poll(&mut ended, Some(&patience)));
+        ready.expect("it can be waited for") == 1
     }
 }
 

@@ -13,6 +13,8 @@ mod lifecycle;
 mod machine;
 mod process;
 mod real;
+mod soak;
 mod sources;
 mod streams;
+mod supervision;
 mod terminal;

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    super::{name::Id, spec::Spec, status::Status},
-    Containers, StateError,
+    super::{health::Health, name::Id, spec::Spec, status::Status},
+    Containers, HEALTH, StateError,
     file::{failed, lock_error, read_json, write_json},
 };
 
@@ -119,6 +119,15 @@ impl Container {
     /// Where the file cannot be written; the old status stands then.
     pub fn set_status(&self, status: &Status) -> Result<(), StateError> {
         write_json(&self.folder.join("status.json"), status, !self.spec.remove)
+    }
+
+    /// Writes down how its health is. That is looked at again soon, so a power cut may take it.
+    ///
+    /// # Errors
+    ///
+    /// Where the file cannot be written.
+    pub fn set_health(&self, health: &Health) -> Result<(), StateError> {
+        write_json(&self.folder.join(HEALTH), health, false)
     }
 
     /// How it was when it was last written down.

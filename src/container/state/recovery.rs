@@ -41,7 +41,7 @@ impl Containers {
     }
 
     fn repair(&self, id: &Id) -> Result<(), StateError> {
-        let Ok(Record { spec, status }) = self.record(id) else {
+        let Ok(Record { spec, status, .. }) = self.record(id) else {
             return Ok(());
         };
         let stays = match status {

@@ -105,6 +105,7 @@ fn a51_an_orphan_gets_an_end_and_a_transient_one_goes() {
         supervisor_pid: 1,
         vmm_pid: 1,
         restarts: 0,
+        paused: false,
     });
     let kept = containers.create(None, &CREATED, describe(false)).unwrap();
     let transient = containers.create(None, &CREATED, describe(true)).unwrap();

@@ -39,8 +39,7 @@ struct Execution {
 impl Execs {
     /// A new process of this client's.
     pub fn add(&mut self, client: u32, command: String) -> ProcessId {
-        self.last += 1;
-        let id = ProcessId(self.last);
+        let id = self.next_id();
         let execution = Execution {
             client: Some(client),
             command,
@@ -49,6 +48,23 @@ impl Execs {
         };
         self.all.insert(id, execution);
         id
+    }
+
+    /// A number for another process, which is never used twice.
+    pub fn next_id(&mut self) -> ProcessId {
+        self.last += 1;
+        ProcessId(self.last)
+    }
+
+    /// Gives those that are being started their time from now on.
+    pub fn postpone(&mut self, now: Instant) {
+        for until in self
+            .all
+            .values_mut()
+            .filter_map(|execution| execution.until.as_mut())
+        {
+            *until = now + START_LIMIT;
+        }
     }
 
     /// Whose a process is.

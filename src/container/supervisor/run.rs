@@ -3,6 +3,8 @@
 
 mod commands;
 mod guest;
+mod pause;
+mod probe;
 mod usage;
 
 use std::{
@@ -27,6 +29,7 @@ use super::{
     },
     Stopped, Supervisor,
     exec::Execs,
+    health::Prober,
     streams::End,
 };
 use crate::{
@@ -79,6 +82,8 @@ pub struct Run<'a> {
     unknown: Unknown,
     expected: Vec<(StreamToken, ProcessId, Channel)>,
     execs: Execs,
+    prober: Option<Prober>,
+    paused: bool,
     questions: Questions,
     /// What the machine was started with.
     booted: Booted,
@@ -139,6 +144,7 @@ enum Source {
     Client(u32),
     Stream(End),
     Unread(ProcessId),
+    Probe,
 }
 
 impl<'a> Run<'a> {
@@ -165,7 +171,9 @@ impl<'a> Run<'a> {
             supervisor_pid: std::process::id(),
             vmm_pid: sandbox.vmm_pid(),
             restarts: supervisor.restarts,
+            paused: false,
         }))?;
+        let prober = supervisor.container.spec().health.clone().map(Prober::new);
         Ok(Self {
             supervisor,
             sandbox,
@@ -174,6 +182,8 @@ impl<'a> Run<'a> {
             unknown: Unknown::default(),
             expected: Vec::new(),
             execs: Execs::default(),
+            prober,
+            paused: false,
             questions: Questions::default(),
             booted: Booted {
                 vcpus: config.vcpus,
@@ -242,6 +252,7 @@ impl<'a> Run<'a> {
                 Source::Client(id) => self.hear_client(*id)?,
                 Source::Stream(end) => self.supervisor.streams.handle(*end, *flags),
                 Source::Unread(id) => self.execs.discard(*id),
+                Source::Probe => self.prober.iter_mut().for_each(Prober::read),
             }
         }
         let from_sandbox = |source: &Source| matches!(source, Source::Sandbox);
@@ -287,6 +298,7 @@ impl<'a> Run<'a> {
             self.kill_at,
             self.end_at,
             self.execs.deadline(),
+            self.prober.as_ref().and_then(Prober::deadline),
             self.questions.deadline(),
         ]
         .into_iter()
@@ -315,6 +327,7 @@ impl<'a> Run<'a> {
             self.signal(9)?;
         }
         self.give_up_answers(now);
+        self.look_after_health(now)?;
         for id in self.execs.overdue(now) {
             self.fail_exec(id, "the guest agent does not answer", 125);
         }
@@ -364,6 +377,8 @@ impl<'a> Run<'a> {
                 .unread()
                 .map(|(id, stream)| (Source::Unread(id), stream, read)),
         );
+        let probe = self.prober.iter().flat_map(Prober::streams);
+        watched.extend(probe.map(|stream| (Source::Probe, stream, read)));
         let mut descriptors: Vec<PollFd<'_>> = watched
             .iter()
             .map(|(_, descriptor, flags)| PollFd::new(*descriptor, *flags))
@@ -433,6 +448,7 @@ impl<'a> Run<'a> {
                 Err(RunError::Interrupted { signal })
             }
             Phase::Running => {
+                self.wake()?;
                 let name = [("signal", signal.to_string())];
                 self.supervisor.record("kill", &name);
                 if signal == 9 && self.end_at.is_none() {

@@ -12,7 +12,8 @@ use oci_spec::image::ImageConfiguration;
 use super::{Kind, Record, Store, StoreError, files};
 use crate::image::{
     digest::Digest,
-    manifest::{self, MAX_DOCUMENT},
+    healthcheck::{self, Healthcheck},
+    manifest::{self, MAX_DOCUMENT, ManifestError},
     reference::Reference,
     rootfs::Rootfs,
 };
@@ -28,6 +29,8 @@ pub struct Image {
     pub reference: Option<Reference>,
     /// Its configuration.
     pub config: ImageConfiguration,
+    /// Its health check, which that does not hold.
+    pub healthcheck: Option<Healthcheck>,
     /// The files that make up its root file system.
     pub rootfs: Rootfs,
     _lease: Lease,
@@ -62,7 +65,7 @@ impl Store {
         reference: Option<Reference>,
     ) -> Result<Image, StoreError> {
         let (record, lease) = self.lease(digest)?;
-        let config = self.config(digest, &record)?;
+        let (config, healthcheck) = self.config(digest, &record)?;
         let layers: Vec<PathBuf> = record
             .layers
             .iter()
@@ -80,6 +83,7 @@ impl Store {
             id: record.config,
             reference,
             config,
+            healthcheck,
             rootfs,
             _lease: lease,
         })
@@ -108,17 +112,21 @@ impl Store {
         Ok((record, Lease { _record: file }))
     }
 
-    fn config(&self, image: &Digest, record: &Record) -> Result<ImageConfiguration, StoreError> {
+    fn config(
+        &self,
+        image: &Digest,
+        record: &Record,
+    ) -> Result<(ImageConfiguration, Option<Healthcheck>), StoreError> {
         let path = self.path(Kind::Blobs, &record.config);
         let bytes = files::read(&files::open(&path)?, &path, MAX_DOCUMENT)?;
-        let (config, _) =
-            manifest::parse_config(&bytes, record.layers.len()).map_err(|source| {
-                StoreError::Config {
-                    image: image.to_string(),
-                    source,
-                }
-            })?;
-        Ok(config)
+        let refused = |source| StoreError::Config {
+            image: image.to_string(),
+            source,
+        };
+        let (config, _) = manifest::parse_config(&bytes, record.layers.len()).map_err(refused)?;
+        let healthcheck = healthcheck::parse(&bytes)
+            .map_err(|error| refused(ManifestError::ConfigSyntax(error)))?;
+        Ok((config, healthcheck))
     }
 
     /// The record of an image, if it is in the store.
@@ -200,7 +208,7 @@ impl Store {
                 digest,
                 id: record.config,
                 names: names.remove(&digest).unwrap_or_default(),
-                config: self.config(&digest, &record).ok(),
+                config: self.config(&digest, &record).ok().map(|(config, _)| config),
                 size: self.size(&record),
             });
         }

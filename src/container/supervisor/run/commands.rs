@@ -49,11 +49,12 @@ impl Run<'_> {
     }
 
     pub(super) fn grant(&mut self, id: u32, request: Request) -> Result<(), RunError> {
-        let supervisor = &mut *self.supervisor;
         match request {
             // Only ever the first of a supervisor's life.
-            Request::Launch(_) => supervisor.clients.forget(id),
+            Request::Launch(_) => self.supervisor.clients.forget(id),
+            Request::Attach(_) if self.refuse_paused(id) => {}
             Request::Attach(attach) => {
+                let supervisor = &mut *self.supervisor;
                 let Supervisor {
                     clients,
                     streams,
@@ -65,22 +66,27 @@ impl Run<'_> {
                     .map_err(RunError::Streams)?;
                 self.resize_for(attach)?;
             }
+            Request::Exec(_) if self.refuse_paused(id) => {}
             Request::Exec(exec) => self.exec(id, *exec)?,
-            Request::Wait => supervisor.clients.set_role(id, Role::Waiting),
+            Request::Pause(pause) => self.pause(id, pause)?,
+            Request::Wait => self.supervisor.clients.set_role(id, Role::Waiting),
             Request::Stop { signal, timeout } => {
+                let supervisor = &mut *self.supervisor;
                 supervisor.clients.set_role(id, Role::Waiting);
                 supervisor.stopped = Some(Stopped::ByUser);
                 supervisor.told_to_stop = true;
                 self.stop(signal, timeout)?;
             }
             Request::Signal(signal) => {
-                supervisor.clients.send(id, &Reply::Done, &[]);
+                self.supervisor.clients.send(id, &Reply::Done, &[]);
                 self.signal_by_user(signal)?;
             }
             Request::Measure => self.ask_usage(id)?,
             Request::ListProcesses => self.ask_processes(id)?,
             Request::Reload => self.reload(id)?,
             Request::Kill => {
+                let supervisor = &mut *self.supervisor;
+                supervisor.record("kill", &[("signal", "9".into())]);
                 supervisor.stopped = Some(Stopped::ByUser);
                 supervisor.clients.set_role(id, Role::Waiting);
                 return Err(RunError::Killed);
@@ -177,9 +183,12 @@ impl Run<'_> {
 
     /// Writes down what happened to another process.
     pub(super) fn record_exec(&self, id: ProcessId, action: &str, more: &[(&str, String)]) {
-        let action = match (action, self.execs.command(id)) {
-            ("exec_die", _) | (_, None) => action.to_owned(),
-            (_, Some(command)) => format!("{action}: {command}"),
+        let Some(command) = self.execs.command(id) else {
+            return;
+        };
+        let action = match action {
+            "exec_die" => action.to_owned(),
+            _ => format!("{action}: {command}"),
         };
         let more = [&[("execID", id.0.to_string())], more].concat();
         self.supervisor.record(&action, &more);

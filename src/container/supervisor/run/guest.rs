@@ -14,6 +14,7 @@ use super::{
         session::{Channel, Outcome, Reply},
         timeline::now_ns,
     },
+    super::health::Prober,
     FIRST, GUEST_LIMIT, Phase, Run, examine_kvm,
 };
 use crate::{
@@ -68,6 +69,7 @@ impl Run<'_> {
                 self.supervisor.timeline.setup_ns = self.on_host(setup_ns);
                 self.supervisor.timeline.exec_ns = self.on_host(exec_ns);
                 self.supervisor.record("start", &[]);
+                self.begin_health();
                 self.supervisor.clients.tell_started();
                 Ok(())
             }
@@ -84,6 +86,7 @@ impl Run<'_> {
             } => {
                 self.supervisor.timeline.exited_ns = now_ns();
                 self.supervisor.streams.drain();
+                self.prober.iter_mut().for_each(Prober::stop);
                 self.kill_at = None;
                 // An agent that has more to send than it may have is none of ours.
                 self.end_at = Some(Instant::now() + GUEST_LIMIT);
@@ -96,6 +99,28 @@ impl Run<'_> {
             }
             AgentMessage::Processes(list) => {
                 self.hear_processes(list);
+                Ok(())
+            }
+            AgentMessage::Started { id, .. } if self.is_probe(id) => Ok(()),
+            AgentMessage::StartFailed {
+                id,
+                stage,
+                errno,
+                subject,
+            } if self.is_probe(id) => {
+                let error = RunError::start(stage, errno, subject);
+                self.finish_probe(id, |prober| prober.fail(&error.to_string()));
+                Ok(())
+            }
+            AgentMessage::Exited {
+                id,
+                exit,
+                oom_killed,
+            } if self.is_probe(id) => {
+                self.hear_sandbox_now()?;
+                self.connect_streams()?;
+                let code = self.outcome(exit, oom_killed).code;
+                self.finish_probe(id, |prober| prober.end(code.into()));
                 Ok(())
             }
             AgentMessage::Started { id, .. } => {
@@ -234,6 +259,8 @@ impl Run<'_> {
                     .streams
                     .connect(channel, connection)
                     .map_err(RunError::Streams)?;
+            } else if let Some(prober) = self.prober.as_mut().filter(|prober| prober.is(id)) {
+                prober.connect(connection);
             } else {
                 self.hand_on(id, channel, connection);
             }

@@ -45,7 +45,7 @@ impl Run<'_> {
             self.questions.counters = None;
             self.sandbox.tell(&Command::Count)?;
             match self.phase {
-                Phase::Running => self.tell_agent(&HostMessage::Measure)?,
+                Phase::Running if !self.paused => self.tell_agent(&HostMessage::Measure)?,
                 _ => self.questions.guest = Some(None),
             }
         }
@@ -59,6 +59,9 @@ impl Run<'_> {
                 self.supervisor.container.spec().id.short().into(),
             ));
             self.refuse(client, &error);
+            return Ok(());
+        }
+        if self.refuse_paused(client) {
             return Ok(());
         }
         self.questions.listing.push(client);
@@ -126,7 +129,7 @@ impl Run<'_> {
         }
     }
 
-    fn refuse(&mut self, client: u32, error: &RunError) {
+    pub(super) fn refuse(&mut self, client: u32, error: &RunError) {
         let reply = Reply::Failed {
             message: error.to_string(),
             code: error.exit_code(),
