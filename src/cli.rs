@@ -55,6 +55,7 @@ mod update;
 mod volume;
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     io::{self, Write},
     os::fd::AsFd,
@@ -68,6 +69,7 @@ use comfy_table::{Table, presets};
 use crate::{
     container::{
         error::RunError,
+        event::{Events, Kind},
         name::Id,
         state::Containers,
         supervisor::{self, SUPERVISE},
@@ -339,6 +341,15 @@ fn failure(error: RunError) -> ExitCode {
 fn image_store() -> anyhow::Result<Store> {
     let store = Store::open(&state_root::locate()?)?;
     Ok(store.with_short_names(Settings::load()?.short_names))
+}
+
+/// Writes down what happened to an image, a network or a volume. One that cannot be written is lost.
+fn record(kind: Kind, action: &str, id: &str) {
+    let events = state_root::locate().and_then(|root| Events::open(&root));
+    if let Ok(events) = events {
+        let name = BTreeMap::from([("name".to_owned(), id.to_owned())]);
+        events.record(kind, action, id, name);
+    }
 }
 
 /// The image that an argument names.

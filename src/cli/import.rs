@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 
-use crate::image::{change::Change, reference::Reference, root_archive::Recipe};
+use crate::{
+    container::event::Kind,
+    image::{change::Change, reference::Reference, root_archive::Recipe},
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -61,6 +64,7 @@ pub fn run(arguments: ImportArgs) -> anyhow::Result<ExitCode> {
             .unwrap_or_else(|| format!("Imported from {}", arguments.file.display())),
     };
     let id = super::image_store()?.import(archive, recipe, &|_| {})?;
+    super::record(Kind::Image, "import", &id.to_string());
     super::print(&format!("{id}\n"))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,7 +10,7 @@ use std::{
 use anyhow::bail;
 use clap::Args;
 
-use crate::image::load::Input;
+use crate::{container::event::Kind, image::load::Input};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -43,6 +43,13 @@ pub fn run(arguments: &LoadArgs) -> anyhow::Result<ExitCode> {
         None => Input::Stream(io::stdin().as_fd().try_clone_to_owned()?.into()),
     };
     let loaded = super::image_store()?.load(input, &|_| {})?;
+    for image in &loaded {
+        let name = match &image.reference {
+            Some(reference) => reference.familiar(),
+            None => image.id.to_string(),
+        };
+        super::record(Kind::Image, "load", &name);
+    }
     if !arguments.quiet {
         let lines = loaded.iter().map(|image| match &image.reference {
             Some(reference) => {

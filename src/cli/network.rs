@@ -7,6 +7,7 @@ use ipnet::Ipv4Net;
 use serde_json::json;
 
 use crate::{
+    container::event::Kind,
     network::{Definition, Networks, NewNetwork},
     state_root,
 };
@@ -93,6 +94,7 @@ fn create(networks: &Networks, arguments: CreateArgs) -> anyhow::Result<ExitCode
         internal: arguments.internal,
         labels: labels.collect::<BTreeMap<_, _>>(),
     })?;
+    super::record(Kind::Network, "create", &created.name);
     super::print(&format!("{}\n", created.name))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -157,7 +159,10 @@ fn remove(networks: &Networks, names: &[String]) -> anyhow::Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     for name in names {
         match networks.remove(name) {
-            Ok(()) => super::print(&format!("{name}\n"))?,
+            Ok(()) => {
+                super::record(Kind::Network, "destroy", name);
+                super::print(&format!("{name}\n"))?;
+            }
             Err(error) => {
                 super::report(&error.into());
                 code = ExitCode::FAILURE;

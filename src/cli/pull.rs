@@ -6,9 +6,12 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 
 use super::progress::Transfers;
-use crate::image::{
-    load::Named, manifest::Platform, pull::Pulled, reference::Reference, registry::Client,
-    store::Store,
+use crate::{
+    container::event::Kind,
+    image::{
+        load::Named, manifest::Platform, pull::Pulled, reference::Reference, registry::Client,
+        store::Store,
+    },
 };
 
 const EXAMPLES: &str = "\
@@ -129,6 +132,7 @@ fn pull(
     tell(&format!("{wanted}: Pulling from {}\n", reference.path()))?;
     let pulled = store.pull(client, reference, &|progress| transfers.pulling(progress))?;
     let familiar = reference.familiar();
+    super::record(Kind::Image, "pull", &familiar);
     let status = if pulled.is_new {
         format!("Downloaded newer image for {familiar}")
     } else {

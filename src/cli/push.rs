@@ -5,7 +5,10 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::progress::Transfers;
-use crate::image::{reference::Reference, registry::Client};
+use crate::{
+    container::event::Kind,
+    image::{reference::Reference, registry::Client},
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,6 +39,7 @@ pub fn run(arguments: &PushArgs) -> anyhow::Result<ExitCode> {
     }
     let observer = |progress| transfers.pushing(progress);
     let pushed = super::image_store()?.push(&Client::new()?, reference, &observer)?;
+    super::record(Kind::Image, "push", &reference.familiar());
     super::print(&if arguments.quiet {
         format!("{reference}\n")
     } else {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::{
-    container::state::Containers,
+    container::{event::Kind, state::Containers},
     image::{digest::Digest, store::Removed},
     state_root,
 };
@@ -44,6 +44,16 @@ pub fn run(arguments: &RmiArgs) -> anyhow::Result<ExitCode> {
                     Removed::Deleted(id) => format!("Deleted: {id}\n"),
                 });
                 super::print(&lines.collect::<String>())?;
+                for removed in &removed {
+                    match removed {
+                        Removed::Untagged(reference) => {
+                            super::record(Kind::Image, "untag", &reference.familiar());
+                        }
+                        Removed::Deleted(id) => {
+                            super::record(Kind::Image, "delete", &id.to_string());
+                        }
+                    }
+                }
             }
             Err(error) => {
                 super::report(&error.into());

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::ensure;
 use clap::Args;
 
-use crate::image::reference::Reference;
+use crate::{container::event::Kind, image::reference::Reference};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,6 +31,8 @@ pub fn run(arguments: TagArgs) -> anyhow::Result<ExitCode> {
         "{} has a digest, which only a registry can give",
         arguments.target
     );
+    let name = arguments.target.familiar();
     super::image_store()?.tag(&arguments.source, arguments.target)?;
+    super::record(Kind::Image, "tag", &name);
     Ok(ExitCode::SUCCESS)
 }

@@ -79,11 +79,15 @@ fn spawn(container: &Container, session: UnixStream) -> io::Result<()> {
 /// A Unix socket in a folder whose own path may be longer than a socket's can be.
 fn listen(folder: &Path) -> io::Result<UnixListener> {
     let (_folder, path) = socket_path(folder)?;
-    match fs::remove_file(&path) {
+    // It appears when it can be connected to, and not before: somebody may be waiting for it.
+    let staging = path.with_added_extension("new");
+    match fs::remove_file(&staging) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    UnixListener::bind(path)
+    let listener = UnixListener::bind(&staging)?;
+    fs::rename(&staging, &path)?;
+    Ok(listener)
 }
 
 fn socket_path(folder: &Path) -> io::Result<(File, PathBuf)> {

@@ -1,14 +1,20 @@
 //! What is done to containers that exist: one function a verb. Each looks at the disk, talks to the supervisor where there
 //! is one, and leaves the rest to it.
 
-use std::path::Path;
+use std::{io, os::fd::AsFd, path::Path, thread};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 
 use super::{
     error::RunError,
     launch::{self, connect, wait_exit},
+    log::LogWatch,
     name::Id,
     session::{Attach, Exec, Reply, Request, Session},
-    state::{Containers, Record, StateError},
+    state::{Container, Containers, Record, StateError},
     status::Status,
     timeline::{Timeline, now_ns},
     volumes,
@@ -152,12 +158,51 @@ fn remove_only(containers: &Containers, id: &Id, force: bool) -> Result<(), RunE
     if let Some(session) = connect(containers, id, Request::Kill)? {
         end(session)?;
     }
-    match containers.hold_soon(id) {
+    let held = match containers.hold(id) {
+        Ok(None) => hold_against(containers, id)?,
+        Ok(Some(container)) => Ok(container),
+        Err(error) => Err(error),
+    };
+    match held {
         Ok(container) => Ok(containers.remove_held(container)?),
         // It went by itself.
         Err(StateError::NotFound(_)) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Holds a container that somebody else holds, who is about to run it, or to let go of it. Where that one comes to run it,
+/// it is ended.
+fn hold_against(
+    containers: &Containers,
+    id: &Id,
+) -> Result<Result<Container, StateError>, RunError> {
+    // The socket of whoever runs it appears here.
+    let watch = LogWatch::new(&containers.container_folder(id)).map_err(RunError::Launch)?;
+    let (held, hold) = io::pipe().map_err(RunError::Launch)?;
+    Ok(thread::scope(|scope| {
+        scope.spawn(move || {
+            loop {
+                if let Ok(Some(session)) = connect(containers, id, Request::Kill) {
+                    // Whatever its end was: the lock says when it is over.
+                    let _ = end(session);
+                }
+                let mut watched = [
+                    PollFd::new(watch.descriptor(), PollFlags::POLLIN),
+                    PollFd::new(held.as_fd(), PollFlags::POLLIN),
+                ];
+                let ready = poll(&mut watched, PollTimeout::NONE);
+                if ready.is_err_and(|error| error != Errno::EINTR) || watched[1].any() == Some(true)
+                {
+                    return;
+                }
+                watch.clear();
+            }
+        });
+        let container = containers.hold_soon(id);
+        drop(hold);
+        container
+    }))
 }
 
 /// Connects to the streams of a container that runs.

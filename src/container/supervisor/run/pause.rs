@@ -25,6 +25,7 @@ impl Run<'_> {
             _ => StateError::NotRunning(id),
         };
         self.refuse(client, &error.into());
+        self.supervisor.clients.forget(client);
         Ok(())
     }
 
@@ -41,6 +42,7 @@ impl Run<'_> {
         if self.paused {
             let id = self.supervisor.container.spec().id.short().to_owned();
             self.refuse(client, &StateError::Paused(id).into());
+            self.supervisor.clients.forget(client);
         }
         self.paused
     }
