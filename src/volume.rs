@@ -16,9 +16,9 @@ mod filling;
 
 use std::{
     collections::BTreeMap,
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -177,7 +177,11 @@ impl Volumes {
             made.map_err(failed("create", path))
         };
         folder(staging, 0o700)?;
-        folder(&staging.join("_data"), 0o755)?;
+        // For every user of a container, whatever this process's umask.
+        let data = staging.join("_data");
+        folder(&data, 0o755)?;
+        fs::set_permissions(&data, Permissions::from_mode(0o755))
+            .map_err(failed("create", &data))?;
         let path = staging.join("volume.json");
         let text = serde_json::to_vec(volume).map_err(|source| VolumeError::Damaged {
             path: path.clone(),

@@ -34,6 +34,8 @@ pub enum Filter {
     Before(String),
     /// Created after this container.
     Since(String),
+    /// A volume that it has, or where it has one.
+    Volume(String),
 }
 
 impl FromStr for Filter {
@@ -69,8 +71,9 @@ impl FromStr for Filter {
             "ancestor" => Self::Ancestor(value),
             "before" => Self::Before(value),
             "since" => Self::Since(value),
+            "volume" => Self::Volume(value),
             _ => bail!(
-                "{key:?} is nothing to filter by: one of id, name, label, status, health, exited, ancestor, network, before, since"
+                "{key:?} is nothing to filter by: one of id, name, label, status, health, exited, ancestor, network, before, since, volume"
             ),
         })
     }
@@ -160,6 +163,11 @@ impl Filter {
                     || image.len() >= 4 && id.starts_with(&format!("sha256:{image}"))
             }
             // By the one who knows the other.
+            Self::Volume(wanted) => record
+                .spec
+                .mounts
+                .iter()
+                .any(|mount| mount.target == *wanted || mount.volume() == Some(wanted.as_str())),
             Self::Before(_) | Self::Since(_) => false,
         }
     }

@@ -33,8 +33,8 @@ Examples:
   pillbug rm $(pillbug ps -aq)                remove all that have ended
 
 Filters: id=, name=, label=NAME[=VALUE], status=created|running|paused|restarting|exited, exited=CODE, ancestor=IMAGE,
-health=starting|healthy|unhealthy|none, network=NAME, before=CONTAINER, since=CONTAINER. Of several of one kind one must
-match, labels all.
+health=starting|healthy|unhealthy|none, network=NAME, before=CONTAINER, since=CONTAINER,
+volume=NAME|FOLDER. Of several of one kind one must match, labels all.
 Fields: ID, Image, Command, CreatedAt, RunningFor, State, Status, Names, Labels.";
 
 /// Longest command that is shown unless --no-trunc is given, in characters.

@@ -108,6 +108,8 @@ impl Finder<'_> {
             if !self.taken.insert(request.target.clone()) {
                 return Err(RunError::DuplicateMount(request.target.clone()));
             }
+        }
+        for request in &options.mounts {
             let source = self.source(request, state_root, options.dangerous_mounts)?;
             self.add(source, &request.target, request.read_only)?;
         }

@@ -18,3 +18,4 @@ mod sources;
 mod streams;
 mod supervision;
 mod terminal;
+mod volumes;

@@ -13,7 +13,10 @@ use std::{
 
 use fuse_backend_rs::{
     abi::fuse_abi::FsOptions,
-    api::{filesystem::FileSystem, server},
+    api::{
+        filesystem::{Context, FileSystem},
+        server,
+    },
     passthrough::{CachePolicy, Config, PassthroughFs},
     transport::{FuseBuf, FuseDevWriter, Reader, Writer},
 };
@@ -42,6 +45,10 @@ const WRITE: u32 = 16;
 const FLUSH: u32 = 25;
 const INIT: u32 = 26;
 const CREATE: u32 = 35;
+
+/// Where `WRITE` has its flags, and the one that asks for set-user-ID bits to be cleared.
+const WRITE_FLAGS: usize = HEADER + 20;
+const KILL_PRIVILEGES: u32 = 1 << 2;
 
 /// FUSE's version 7, and the minor one that the library speaks.
 const VERSION: (u32, u32) = (7, 33);
@@ -117,7 +124,11 @@ impl Server {
                 return say(&plain(request, libc::ESTALE));
             }
             OPEN | CREATE => clear_direct(request, HEADER),
-            READ | WRITE => clear_direct(request, HEADER + 32),
+            READ => clear_direct(request, HEADER + 32),
+            WRITE => {
+                clear_direct(request, HEADER + 32);
+                self.spare_privileges(request);
+            }
             _ => {}
         }
         let failed = plain(request, libc::EIO);
@@ -133,6 +144,28 @@ impl Server {
         if handled.is_err() {
             // It may have answered all the same; then nobody waits for this one.
             say(&failed);
+        }
+    }
+
+    /// Guests want set-user-ID bits cleared by every write of somebody who is not root. For files that have none the
+    /// library need not give up a capability and take it back each time.
+    fn spare_privileges(&self, request: &mut [u8]) {
+        let flags = number(request, WRITE_FLAGS);
+        if flags & KILL_PRIVILEGES == 0 {
+            return;
+        }
+        let handle =
+            u64::from(number(request, HEADER)) | u64::from(number(request, HEADER + 4)) << 32;
+        let node = u64::from(number(request, 16)) | u64::from(number(request, 20)) << 32;
+        let attributes = self
+            .passthrough
+            .getattr(&Context::default(), node, Some(handle));
+        let is_plain = attributes.is_ok_and(|(attributes, _)| attributes.st_mode & 0o6000 == 0);
+        if let Some(place) = request
+            .get_mut(WRITE_FLAGS..WRITE_FLAGS + 4)
+            .filter(|_| is_plain)
+        {
+            place.copy_from_slice(&(flags & !KILL_PRIVILEGES).to_le_bytes());
         }
     }
 
@@ -194,3 +227,6 @@ fn plain(request: &[u8], errno: i32) -> [u8; ANSWER_HEADER] {
     answer[8..].copy_from_slice(&request[8..16]);
     answer
 }
+
+#[cfg(test)]
+mod tests;

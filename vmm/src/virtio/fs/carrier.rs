@@ -161,12 +161,8 @@ impl Carrier {
                     is_full = true;
                     return Taken::Not;
                 }
-                // More buffers than one call takes, or bytes than the socket does.
-                Err(error)
-                    if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EMSGSIZE)) =>
-                {
-                    return answer(chain, libc::EINVAL);
-                }
+                // More buffers than one call takes or bytes than the socket does, or no memory for them.
+                Err(error) if is_of_request(&error) => return answer(chain, libc::EIO),
                 Err(_) => {
                     is_lost = true;
                     return answer(chain, libc::ENOTCONN);
@@ -216,7 +212,13 @@ impl Carrier {
             match recv(server.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
                 // An end, or what no server sends.
                 Ok(0) => return self.lose(),
-                Ok(length) => self.answer(length)?,
+                Ok(length) => {
+                    self.answer(length)?;
+                    // Nothing more is asked for: what comes unasked, the poller sees.
+                    if self.free.len() == PENDING {
+                        break;
+                    }
+                }
                 Err(nix::Error::EAGAIN) => break,
                 Err(nix::Error::EINTR) => {}
                 Err(_) => return self.lose(),
@@ -268,4 +270,12 @@ impl Carrier {
         }
         Ok(())
     }
+}
+
+/// Whether sending failed for what was sent, and not because nobody listens.
+fn is_of_request(error: &io::Error) -> bool {
+    let errno = error.raw_os_error();
+    [libc::EINVAL, libc::EMSGSIZE, libc::ENOBUFS, libc::ENOMEM]
+        .iter()
+        .any(|known| errno == Some(*known))
 }
