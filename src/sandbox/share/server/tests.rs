@@ -1,3 +1,5 @@
+//! The server asked from outside, by guests that are up to no good.
+
 use std::{fs, os::unix::fs::symlink, path::PathBuf};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};

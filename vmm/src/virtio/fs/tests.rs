@@ -1,3 +1,5 @@
+//! The device between a driver and a server of the tests, neither of which is to be trusted.
+
 use std::os::fd::AsRawFd;
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
