@@ -27,6 +27,8 @@ mod logs;
 mod mount_flags;
 mod network;
 mod network_flags;
+mod network_list;
+mod network_settings;
 mod pause;
 mod person;
 mod port;

@@ -16,15 +16,18 @@ mod error;
 mod firewall;
 mod holder;
 mod lease;
+mod link;
 pub mod names;
+mod netlink;
 pub mod port;
 mod proxy;
 pub mod resolver;
+mod sets;
+mod subnet;
 mod user;
 
 use std::{
-    fs::{File, OpenOptions},
-    net::Ipv4Addr,
+    fs::{self, File, OpenOptions},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -37,10 +40,11 @@ use nix::{
 pub use attachment::{Attachment, Endpoint, Nic, Request};
 pub use definition::{Definition, NewNetwork};
 pub use error::NetworkError;
-pub use lease::Published;
+pub use lease::{Lease, Published};
+
+use sha2::{Digest, Sha256};
 
 use crate::state_root;
-use lease::Lease;
 
 /// Name of the network that containers of root are on unless told otherwise.
 pub const BRIDGE: &str = "bridge";
@@ -48,6 +52,9 @@ pub const BRIDGE: &str = "bridge";
 pub const USER: &str = "user";
 /// Name of no network.
 pub const NONE: &str = "none";
+
+/// Below the networks' folder: what the firewall's rules were when they were put in place, in so many letters.
+const RULES: &str = "rules";
 
 /// All networks of one state folder.
 #[derive(Debug, Clone)]
@@ -127,13 +134,12 @@ impl Networks {
             .collect())
     }
 
-    /// All networks that are defined, and the containers on each: name and address.
+    /// All networks that are defined, and the leases of each.
     ///
     /// # Errors
     ///
     /// Where they cannot be read.
-    #[allow(clippy::type_complexity, reason = "a list of pairs")]
-    pub fn list(&self) -> Result<Vec<(Definition, Vec<(String, Option<Ipv4Addr>)>)>, NetworkError> {
+    pub fn list(&self) -> Result<Vec<(Definition, Vec<Lease>)>, NetworkError> {
         let locked = self.lock()?;
         let leases = locked.sweep()?;
         let all = definition::all(&self.folder)?;
@@ -141,11 +147,33 @@ impl Networks {
             let members = leases
                 .iter()
                 .filter(|lease| lease.network == definition.name)
-                .map(|lease| (lease.name.clone(), lease.ip))
+                .cloned()
                 .collect();
             (definition, members)
         });
         Ok(with_members.collect())
+    }
+
+    /// The network of that name or ID.
+    ///
+    /// # Errors
+    ///
+    /// [`NetworkError::NotFound`].
+    pub fn find(&self, name: &str) -> Result<Definition, NetworkError> {
+        definition::find(&self.folder, name)?.ok_or_else(|| NetworkError::NotFound(name.into()))
+    }
+
+    /// All networks, and the leases of the living, in the order of each machine's interfaces. Takes no lock: it is as it
+    /// was a moment ago.
+    ///
+    /// # Errors
+    ///
+    /// Where they cannot be read.
+    pub fn glance(&self) -> Result<(Vec<Definition>, Vec<Lease>), NetworkError> {
+        let mut leases = lease::all(&self.folder)?;
+        leases.retain(|one| lease::is_held(&self.folder, one));
+        leases.sort_by_key(|one| one.position);
+        Ok((definition::all(&self.folder)?, leases))
     }
 
     /// Defines a network; it comes to life with its first container.
@@ -166,9 +194,10 @@ impl Networks {
     pub fn remove(&self, name: &str) -> Result<(), NetworkError> {
         let locked = self.lock()?;
         let leases = locked.sweep()?;
-        if let Some(lease) = leases.iter().find(|lease| lease.network == name) {
+        let found = self.find(name)?;
+        if let Some(lease) = leases.iter().find(|lease| lease.network == found.name) {
             return Err(NetworkError::InUse {
-                network: name.into(),
+                network: found.name,
                 container: lease.name.clone(),
             });
         }
@@ -204,15 +233,53 @@ impl Locked<'_> {
         Ok(definition)
     }
 
-    /// Makes the firewall what networks and leases say, whatever it was before.
+    /// Makes the firewall what networks and leases say, whatever it was before, and remembers what it is then.
     fn apply(&self) -> Result<(), NetworkError> {
         let folder = &self.networks.folder;
-        let rules = firewall::ruleset(
-            &definition::all(folder)?,
-            &lease::all(folder)?,
+        let leases = lease::all(folder)?;
+        firewall::apply(&self.ruleset(&leases)?)?;
+        let then = sets::fingerprint().map_err(NetworkError::Firewall)? + &self.wanted()?;
+        let path = folder.join(RULES);
+        fs::write(&path, then).map_err(|source| NetworkError::State {
+            what: "write",
+            path,
+            source,
+        })
+    }
+
+    fn ruleset(&self, leases: &[Lease]) -> Result<String, NetworkError> {
+        let folder = &self.networks.folder;
+        let networks = definition::all(folder)?;
+        Ok(firewall::ruleset(
+            &networks,
+            leases,
             bridge::is_router(folder),
-        );
-        firewall::apply(&rules)
+        ))
+    }
+
+    /// What the rules should be, whoever is on a network.
+    fn wanted(&self) -> Result<String, NetworkError> {
+        Ok(hex::encode(Sha256::digest(self.ruleset(&[])?)))
+    }
+
+    /// Lets the machines of these leases, which are written down, through the walls; where those are not what they should
+    /// be, they are put in place again.
+    fn admit(&self, leases: &[&Lease]) -> Result<(), NetworkError> {
+        let then = fs::read_to_string(self.networks.folder.join(RULES)).unwrap_or_default();
+        let is_intact =
+            sets::fingerprint().map_err(NetworkError::Firewall)? + &self.wanted()? == then;
+        match is_intact && sets::admit(leases).is_ok() {
+            true => Ok(()),
+            false => self.apply(),
+        }
+    }
+
+    /// Takes the elements of leases that are gone out of the walls.
+    fn dismiss(&self, leases: &[Lease]) -> Result<(), NetworkError> {
+        match sets::dismiss(&leases.iter().collect::<Vec<_>>()) {
+            Ok(()) => Ok(()),
+            Err(_) => self.apply(),
+        }
     }
 
     /// As [`apply`](Self::apply), for where there is something to take back.

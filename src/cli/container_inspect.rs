@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use protocol::Rlimit;
 use serde_json::{Value, json};
 
-use super::format::Format;
+use super::{format::Format, network_settings};
 use crate::{
     container::{
         health::Health,
@@ -80,6 +80,7 @@ pub fn object(containers: &Containers, record: &Record) -> Value {
         "Args": process.args.get(1..),
         "State": state(&record.status, containers.health(spec).as_ref()),
         "Image": spec.image_id,
+        "NetworkSettings": network_settings::of(spec.id.as_str()),
         "LogPath": if logs { log_path.to_string_lossy().into_owned() } else { String::new() },
         "Name": format!("/{}", spec.name),
         "RestartCount": record.status.restarts(),

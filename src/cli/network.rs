@@ -1,16 +1,41 @@
 //! `pillbug network`: the networks that containers are on.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, process::ExitCode};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    process::ExitCode,
+};
 
+use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use ipnet::Ipv4Net;
-use serde_json::json;
+use ipnet::{IpNet, Ipv4Net};
 
+use super::{
+    image_prune::confirm,
+    network_flags,
+    network_list::{Filter, InspectArgs, ListArgs, inspect, list, matches},
+};
 use crate::{
-    container::event::Kind,
-    network::{Definition, Networks, NewNetwork},
+    container::{self, event::Kind, network::MembershipError, state::Containers},
+    network::{Definition, Endpoint, NetworkError, Networks, NewNetwork},
     state_root,
 };
+
+const CREATE_EXAMPLES: &str = "\
+Examples:
+  pillbug network create app
+  pillbug network create --ipv6 --subnet 10.9.0.0/24 --subnet fd00:9::/64 app
+  pillbug network create --internal vault     no way out, and nobody to ask for outside names
+  pillbug run -d --name db --network app postgresql
+  pillbug run --rm --network app client db    finds it by its name";
+
+const CONNECT_EXAMPLES: &str = "\
+Examples:
+  pillbug stop web
+  pillbug network connect --alias www app web
+  pillbug start web
+
+A machine has the network devices that it started with: a container that runs must be stopped first.";
 
 /// Manage networks
 #[derive(Debug, Subcommand)]
@@ -18,21 +43,30 @@ pub enum NetworkVerb {
     Create(CreateArgs),
     #[command(visible_alias = "list")]
     Ls(ListArgs),
-    Inspect(NamesArgs),
+    Inspect(InspectArgs),
     #[command(visible_alias = "remove")]
-    Rm(NamesArgs),
+    Rm(RemoveArgs),
+    Connect(ConnectArgs),
+    Disconnect(DisconnectArgs),
     Prune(PruneArgs),
 }
 
 /// Create a network whose containers reach each other
 #[derive(Debug, Args)]
+#[command(after_help = CREATE_EXAMPLES)]
 pub struct CreateArgs {
-    /// Its addresses, such as 10.9.0.0/24
+    /// Its addresses, such as 10.9.0.0/24; again for those of IPv6
     #[arg(long, value_name = "SUBNET")]
-    subnet: Option<Ipv4Net>,
-    /// The host's address on it
+    subnet: Vec<IpNet>,
+    /// The host's address on it; again for that of IPv6
     #[arg(long, value_name = "ADDRESS")]
-    gateway: Option<Ipv4Addr>,
+    gateway: Vec<IpAddr>,
+    /// Where in the subnet containers get theirs
+    #[arg(long, value_name = "RANGE")]
+    ip_range: Option<Ipv4Net>,
+    /// Give it addresses of IPv6, too
+    #[arg(long)]
+    ipv6: bool,
     /// Give it no way out
     #[arg(long)]
     internal: bool,
@@ -40,26 +74,52 @@ pub struct CreateArgs {
     #[arg(long, value_name = "NAME[=VALUE]")]
     label: Vec<String>,
     /// What makes it
-    #[arg(short, long, default_value = "bridge", value_parser = ["bridge"])]
+    #[arg(short, long, default_value = "bridge", value_parser = driver)]
     driver: String,
     /// Its name
     name: String,
 }
 
-/// List networks
+/// Remove networks
 #[derive(Debug, Args)]
-pub struct ListArgs {
-    /// Print names only
+pub struct RemoveArgs {
+    /// No error for one that is not there
     #[arg(short, long)]
-    quiet: bool,
-}
-
-/// Networks by name
-#[derive(Debug, Args)]
-pub struct NamesArgs {
-    /// Their names
+    force: bool,
+    /// Their names or IDs
     #[arg(required = true, value_name = "NETWORK")]
     names: Vec<String>,
+}
+
+/// Put a container that is not running on a further network
+#[derive(Debug, Args)]
+#[command(after_help = CONNECT_EXAMPLES)]
+pub struct ConnectArgs {
+    /// A further name of the container there
+    #[arg(long, value_name = "NAME", value_parser = network_flags::name)]
+    alias: Vec<String>,
+    /// IPv4 address there
+    #[arg(long, value_name = "ADDRESS")]
+    ip: Option<Ipv4Addr>,
+    /// IPv6 address there
+    #[arg(long, value_name = "ADDRESS")]
+    ip6: Option<Ipv6Addr>,
+    /// The network
+    network: String,
+    /// The container
+    container: String,
+}
+
+/// Take a container that is not running off a network
+#[derive(Debug, Args)]
+pub struct DisconnectArgs {
+    /// No error where it is not on it
+    #[arg(short, long)]
+    force: bool,
+    /// The network
+    network: String,
+    /// The container
+    container: String,
 }
 
 /// Remove all networks that no container is on
@@ -68,6 +128,9 @@ pub struct PruneArgs {
     /// Do not ask
     #[arg(short, long)]
     force: bool,
+    /// Only what matches, as in `network ls`
+    #[arg(long, value_name = "KEY=VALUE")]
+    filter: Vec<Filter>,
 }
 
 /// Does what the verb says.
@@ -76,8 +139,10 @@ pub fn run(verb: NetworkVerb) -> anyhow::Result<ExitCode> {
     match verb {
         NetworkVerb::Create(arguments) => create(&networks, arguments),
         NetworkVerb::Ls(arguments) => list(&networks, &arguments),
-        NetworkVerb::Inspect(arguments) => inspect(&networks, &arguments.names),
-        NetworkVerb::Rm(arguments) => remove(&networks, &arguments.names),
+        NetworkVerb::Inspect(arguments) => inspect(&networks, &arguments),
+        NetworkVerb::Rm(arguments) => remove(&networks, &arguments),
+        NetworkVerb::Connect(arguments) => connect(&networks, arguments),
+        NetworkVerb::Disconnect(arguments) => disconnect(&networks, &arguments),
         NetworkVerb::Prune(arguments) => prune(&networks, &arguments),
     }
 }
@@ -87,82 +152,91 @@ fn create(networks: &Networks, arguments: CreateArgs) -> anyhow::Result<ExitCode
         let (name, value) = label.split_once('=').unwrap_or((label, ""));
         (name.to_owned(), value.to_owned())
     });
+    let (subnet, subnet6) = one_each(arguments.subnet.into_iter().map(|subnet| match subnet {
+        IpNet::V4(subnet) => Ok(subnet),
+        IpNet::V6(subnet) => Err(subnet),
+    }))
+    .context("of --subnet")?;
+    let (gateway, gateway6) =
+        one_each(arguments.gateway.into_iter().map(|gateway| match gateway {
+            IpAddr::V4(gateway) => Ok(gateway),
+            IpAddr::V6(gateway) => Err(gateway),
+        }))
+        .context("of --gateway")?;
     let created = networks.create(NewNetwork {
         name: arguments.name,
-        subnet: arguments.subnet,
-        gateway: arguments.gateway,
+        subnet,
+        gateway,
+        ip_range: arguments.ip_range,
+        ipv6: arguments.ipv6,
+        subnet6,
+        gateway6,
         internal: arguments.internal,
         labels: labels.collect::<BTreeMap<_, _>>(),
     })?;
     super::record(Kind::Network, "create", &created.name);
-    super::print(&format!("{}\n", created.name))?;
+    super::print(&format!("{}\n", created.id))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn list(networks: &Networks, arguments: &ListArgs) -> anyhow::Result<ExitCode> {
-    let all = networks.list()?;
-    let text = if arguments.quiet {
-        all.iter()
-            .map(|(network, _)| format!("{}\n", network.name))
-            .collect()
-    } else {
-        let rows = all.iter().map(|(network, members)| {
-            vec![
-                network.name.clone(),
-                "bridge".into(),
-                network.subnet.to_string(),
-                if network.internal { "internal" } else { "" }.into(),
-                members.len().to_string(),
-            ]
-        });
-        let head = ["NAME", "DRIVER", "SUBNET", "SCOPE", "CONTAINERS"];
-        super::table(&head, rows) + "\n"
-    };
-    super::print(&text)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn inspect(networks: &Networks, names: &[String]) -> anyhow::Result<ExitCode> {
-    let all = networks.list()?;
-    let mut found = Vec::new();
-    let mut code = ExitCode::SUCCESS;
-    for name in names {
-        match all.iter().find(|(network, _)| network.name == *name) {
-            Some((network, members)) => found.push(describe(network, members)),
-            None => {
-                let error = crate::network::NetworkError::NotFound(name.clone());
-                super::report(&error.into());
-                code = ExitCode::FAILURE;
-            }
+/// At most one of each kind.
+fn one_each<A, B>(
+    given: impl IntoIterator<Item = Result<A, B>>,
+) -> anyhow::Result<(Option<A>, Option<B>)> {
+    let (mut first, mut second) = (None, None);
+    for one in given {
+        let is_further = match one {
+            Ok(one) => first.replace(one).is_some(),
+            Err(one) => second.replace(one).is_some(),
+        };
+        if is_further {
+            bail!("a network has one of IPv4 and one of IPv6 at most");
         }
     }
-    super::print(&format!("{}\n", serde_json::to_string_pretty(&found)?))?;
-    Ok(code)
+    Ok((first, second))
 }
 
-fn describe(network: &Definition, members: &[(String, Option<Ipv4Addr>)]) -> serde_json::Value {
-    let members: serde_json::Map<_, _> = members
-        .iter()
-        .map(|(name, ip)| (name.clone(), json!({ "IPv4Address": ip })))
-        .collect();
-    json!({
-        "Name": network.name,
-        "Driver": "bridge",
-        "Internal": network.internal,
-        "IPAM": { "Config": [{ "Subnet": network.subnet, "Gateway": network.gateway }] },
-        "Containers": members,
-        "Labels": network.labels,
-    })
+fn connect(networks: &Networks, arguments: ConnectArgs) -> anyhow::Result<ExitCode> {
+    let network = networks.find(&arguments.network)?.name;
+    let containers = Containers::open(&state_root::locate()?)?;
+    let id = containers.find(&arguments.container)?;
+    let endpoint = Endpoint {
+        network,
+        aliases: arguments.alias,
+        ip: arguments.ip,
+        ip6: arguments.ip6,
+        mac: None,
+    };
+    container::network::join(&containers, &id, endpoint)?;
+    Ok(ExitCode::SUCCESS)
 }
 
-fn remove(networks: &Networks, names: &[String]) -> anyhow::Result<ExitCode> {
+fn disconnect(networks: &Networks, arguments: &DisconnectArgs) -> anyhow::Result<ExitCode> {
+    let containers = Containers::open(&state_root::locate()?)?;
+    let id = containers.find(&arguments.container)?;
+    // One that is gone can be left, too.
+    let network = match networks.find(&arguments.network) {
+        Ok(found) => found.name,
+        Err(_) => arguments.network.clone(),
+    };
+    match container::network::leave(&containers, &id, &network) {
+        Err(MembershipError::NotOn { .. }) if arguments.force => Ok(ExitCode::SUCCESS),
+        left => {
+            left?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn remove(networks: &Networks, arguments: &RemoveArgs) -> anyhow::Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
-    for name in names {
+    for name in &arguments.names {
         match networks.remove(name) {
             Ok(()) => {
                 super::record(Kind::Network, "destroy", name);
                 super::print(&format!("{name}\n"))?;
             }
+            Err(NetworkError::NotFound(_)) if arguments.force => {}
             Err(error) => {
                 super::report(&error.into());
                 code = ExitCode::FAILURE;
@@ -173,11 +247,44 @@ fn remove(networks: &Networks, names: &[String]) -> anyhow::Result<ExitCode> {
 }
 
 fn prune(networks: &Networks, arguments: &PruneArgs) -> anyhow::Result<ExitCode> {
-    if !arguments.force {
-        anyhow::bail!("this removes every network that no container is on: say --force");
+    if !arguments.force && !confirm("This will remove all networks that no container is on.")? {
+        return Ok(ExitCode::SUCCESS);
     }
-    let idle = networks.list()?.into_iter();
-    let idle = idle.filter(|(_, members)| members.is_empty());
-    let names: Vec<String> = idle.map(|(network, _)| network.name).collect();
-    remove(networks, &names)
+    let containers = Containers::open(&state_root::locate()?)?.list()?;
+    let is_named = |network: &Definition| {
+        let mut endpoints = containers
+            .iter()
+            .flat_map(|one| &one.spec.network.endpoints);
+        endpoints.any(|endpoint| endpoint.network == network.name)
+    };
+    let mut removed = String::new();
+    for (network, members) in networks.list()? {
+        let is_idle = members.is_empty() && !is_named(&network) && network.open;
+        if is_idle && matches(&arguments.filter, &network) {
+            networks.remove(&network.name)?;
+            super::record(Kind::Network, "destroy", &network.name);
+            removed += &format!("{}\n", network.name);
+        }
+    }
+    if !removed.is_empty() {
+        super::print(&format!("Deleted Networks:\n{removed}\n"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The driver of a network that is made: there is one.
+fn driver(text: &str) -> anyhow::Result<String> {
+    match text {
+        "bridge" => Ok(text.into()),
+        "overlay" => bail!(
+            "a network over several hosts is a cluster engine's: pillbug knows its own host alone"
+        ),
+        "macvlan" | "ipvlan" => bail!(
+            "machines do not join the host's own network, where the walls around them would end: use bridge, and publish ports"
+        ),
+        "host" | "none" | "null" | "user" => {
+            bail!("there is one of it already: say --network with it")
+        }
+        _ => bail!("there is one driver, bridge"),
+    }
 }

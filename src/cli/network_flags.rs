@@ -7,7 +7,7 @@ use clap::Args;
 use protocol::HostEntry;
 
 use crate::{
-    container::network::NetworkSpec,
+    container::network::{HOST_GATEWAY, NetworkSpec},
     network::{
         self, Endpoint, NONE, USER,
         port::{self, Publish},
@@ -47,7 +47,7 @@ pub struct NetworkFlags {
     /// Option of the resolver, such as ndots:2
     #[arg(long, visible_alias = "dns-opt", value_name = "OPTION", value_parser = word)]
     dns_option: Vec<String>,
-    /// Add a name to /etc/hosts
+    /// Add a name to /etc/hosts; for the address host-gateway, this host's, which the container reaches then
     #[arg(long, value_name = "NAME:ADDRESS", value_parser = host)]
     add_host: Vec<HostEntry>,
 }
@@ -106,6 +106,10 @@ impl NetworkFlags {
                 endpoints,
                 publish,
                 publish_all: self.publish_all,
+                host_gateway: self
+                    .add_host
+                    .iter()
+                    .any(|host| host.address == HOST_GATEWAY),
                 dns: self.dns,
             },
             dns_search: self.dns_search,
@@ -166,7 +170,7 @@ fn endpoint(text: &str) -> anyhow::Result<Endpoint> {
 }
 
 /// A name that can be asked for: labels of up to 63 letters, digits, hyphens and underscores (RFC 1035, 2.3.4).
-fn name(text: &str) -> anyhow::Result<String> {
+pub fn name(text: &str) -> anyhow::Result<String> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
     let is_label = |label: &str| (1..=63).contains(&label.len()) && label.chars().all(is_plain);
     match text.len() <= 253 && text.split('.').all(is_label) {
@@ -180,7 +184,7 @@ fn choose(given: Option<&str>, is_needed: bool) -> anyhow::Result<String> {
     match given {
         Some("host") => bail!(
             "there is no network \"host\": a machine of its own cannot be on the host's; publish \
-             ports with -p"
+             ports with -p, and reach the host by --add-host NAME:host-gateway"
         ),
         Some("overlay" | "macvlan") => bail!("a network is given by its name, not by its driver"),
         Some(NONE) if is_needed => {
@@ -233,12 +237,16 @@ fn host(text: &str) -> anyhow::Result<HostEntry> {
     let Some((name, address)) = text.split_once([':', '=']) else {
         bail!("it is no NAME:ADDRESS");
     };
-    let address: IpAddr = address
-        .trim_matches(['[', ']'])
-        .parse()
-        .context("the address is none")?;
+    let address = match address {
+        HOST_GATEWAY => address.to_owned(),
+        address => address
+            .trim_matches(['[', ']'])
+            .parse::<IpAddr>()
+            .context("the address is none")?
+            .to_string(),
+    };
     Ok(HostEntry {
-        address: address.to_string(),
+        address,
         name: word(name)?,
     })
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{
     filter::{Filter, Filters},
     format::{Format, LIST_HELP},
-    units,
+    network_settings, units,
 };
 use crate::{
     container::{
@@ -20,6 +20,7 @@ use crate::{
         state::{Containers, Record},
         status::Status,
     },
+    network::Lease,
     state_root,
 };
 
@@ -35,24 +36,26 @@ Examples:
 Filters: id=, name=, label=NAME[=VALUE], status=created|running|paused|restarting|exited, exited=CODE, ancestor=IMAGE,
 health=starting|healthy|unhealthy|none, network=NAME, before=CONTAINER, since=CONTAINER,
 volume=NAME|FOLDER. Of several of one kind one must match, labels all.
-Fields: ID, Image, Command, CreatedAt, RunningFor, State, Status, Names, Labels.";
+Fields: ID, Image, Command, CreatedAt, RunningFor, State, Status, Ports, Names, Labels, Networks.";
 
 /// Longest command that is shown unless --no-trunc is given, in characters.
 const SHOWN_COMMAND: usize = 20;
 
-const COLUMNS: [(&str, &str); 6] = [
+const COLUMNS: [(&str, &str); 7] = [
     ("ID", "CONTAINER ID"),
     ("Image", "IMAGE"),
     ("Command", "COMMAND"),
     ("RunningFor", "CREATED"),
     ("Status", "STATUS"),
+    ("Ports", "PORTS"),
     ("Names", "NAMES"),
 ];
 
-const HEADINGS: [(&str, &str); 3] = [
+const HEADINGS: [(&str, &str); 4] = [
     ("CreatedAt", "CREATED AT"),
     ("State", "STATE"),
     ("Labels", "LABELS"),
+    ("Networks", "NETWORKS"),
 ];
 
 /// List containers
@@ -96,9 +99,10 @@ pub fn run(arguments: &PsArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn render(records: &[Record], arguments: &PsArgs) -> anyhow::Result<String> {
+    let leases = network_settings::leases();
     let lines = records
         .iter()
-        .map(|record| line(record, arguments.no_trunc));
+        .map(|record| line(record, &leases, arguments.no_trunc));
     if arguments.quiet {
         let ids = records.iter().map(|record| id(record, arguments.no_trunc));
         return Ok(ids.map(|id| id + "\n").collect());
@@ -108,8 +112,15 @@ fn render(records: &[Record], arguments: &PsArgs) -> anyhow::Result<String> {
 }
 
 /// One container, with the names that Docker gives these fields.
-fn line(record: &Record, no_trunc: bool) -> Value {
+fn line(record: &Record, leases: &[Lease], no_trunc: bool) -> Value {
     let spec = &record.spec;
+    let own = leases.iter().filter(|lease| lease.id == spec.id.as_str());
+    let published: Vec<_> = own.flat_map(|lease| lease.published.clone()).collect();
+    let networks = spec
+        .network
+        .endpoints
+        .iter()
+        .map(|one| one.network.as_str());
     let created = Timestamp::try_from(spec.created).unwrap_or_default();
     let labels: Vec<String> = spec
         .labels
@@ -124,6 +135,8 @@ fn line(record: &Record, no_trunc: bool) -> Value {
         "RunningFor": format!("{} ago", age(spec.created)),
         "State": record.status.word(),
         "Status": status(record),
+        "Ports": network_settings::ports(&published),
+        "Networks": networks.collect::<Vec<_>>().join(","),
         "Names": spec.name,
         "Labels": super::escape(&labels.join(",")),
     })

@@ -2,16 +2,97 @@
 
 use std::{net::Ipv4Addr, os::fd::OwnedFd, path::Path};
 
-use protocol::{Interface, InterfaceAddress, Resolver};
+use protocol::{Interface, InterfaceAddress, Setup};
 use serde::{Deserialize, Serialize};
 use vmm::{DescriptorIndex, Ipv4Net, NetConfig, NetLink};
 
+use super::{
+    name::Id,
+    spec::Spec,
+    state::{Containers, StateError},
+};
 use crate::network::{
-    Attachment, Endpoint, NONE, NetworkError, Networks, Nic, Request, port::Publish, resolver,
+    Attachment, Endpoint, NONE, NetworkError, Networks, Nic, Request, USER, port::Publish, resolver,
 };
 
 /// A name without a dot is one of a container, and no domain is tried before it.
 const RELAY_OPTION: &str = "ndots:0";
+
+/// In place of an address in `--add-host`: the host's, on the container's first network.
+pub const HOST_GATEWAY: &str = "host-gateway";
+
+/// Why a container cannot join or leave a network.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum MembershipError {
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(
+        "container {0:?} is running, and a machine has the network devices that it started with: stop it first"
+    )]
+    Running(String),
+    #[error("container {container:?} is on network {network:?} already")]
+    AlreadyOn { container: String, network: String },
+    #[error("container {container:?} is not on network {network:?}")]
+    NotOn { container: String, network: String },
+    #[error("container {container:?} is on network {network:?}, which cannot be one of several")]
+    Alone { container: String, network: String },
+}
+
+/// Puts a container that does not run on a further network, from its next start on.
+///
+/// # Errors
+///
+/// [`MembershipError`].
+pub fn join(containers: &Containers, id: &Id, endpoint: Endpoint) -> Result<(), MembershipError> {
+    let spec = idle(containers, id)?;
+    let network = endpoint.network.clone();
+    let container = spec.name.clone();
+    let mut endpoints = spec.network.endpoints.iter();
+    if endpoints.any(|known| known.network == network) {
+        return Err(MembershipError::AlreadyOn { container, network });
+    }
+    if let Some(one) = spec
+        .network
+        .endpoints
+        .iter()
+        .find(|one| one.network == USER)
+    {
+        let network = one.network.clone();
+        return Err(MembershipError::Alone { container, network });
+    }
+    Ok(containers.change(id, |spec| {
+        spec.network.endpoints.retain(|one| one.network != NONE);
+        spec.network.endpoints.push(endpoint);
+    })?)
+}
+
+/// Takes a container that does not run off a network.
+///
+/// # Errors
+///
+/// [`MembershipError`].
+pub fn leave(containers: &Containers, id: &Id, network: &str) -> Result<(), MembershipError> {
+    let spec = idle(containers, id)?;
+    let mut endpoints = spec.network.endpoints.iter();
+    if !endpoints.any(|known| known.network == network) {
+        return Err(MembershipError::NotOn {
+            container: spec.name,
+            network: network.into(),
+        });
+    }
+    Ok(containers.change(id, |spec| {
+        spec.network.endpoints.retain(|one| one.network != network);
+    })?)
+}
+
+fn idle(containers: &Containers, id: &Id) -> Result<Spec, MembershipError> {
+    let record = containers.record(id)?;
+    match record.status.is_up() {
+        true => Err(MembershipError::Running(record.spec.name)),
+        false => Ok(record.spec),
+    }
+}
 
 /// What was asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +107,8 @@ pub struct NetworkSpec {
     pub publish_all: bool,
     /// Name servers in place of the host's.
     pub dns: Vec<Ipv4Addr>,
+    /// The host is reached: see [`HOST_GATEWAY`].
+    pub host_gateway: bool,
 }
 
 /// What a machine that is on networks has to do with them.
@@ -63,6 +146,7 @@ impl NetworkSpec {
             id,
             name,
             dns: &self.dns,
+            host_gateway: self.host_gateway,
             publish: &self.publish,
             log,
         })?;
@@ -76,8 +160,18 @@ impl NetworkSpec {
 }
 
 impl Connection {
-    /// Completes what the container's user said about name servers.
-    pub fn complete(&self, resolver: &mut Resolver) {
+    /// Completes what the container's user said about interfaces, names and name servers.
+    pub fn complete(&self, setup: &mut Setup) {
+        setup.interfaces.extend_from_slice(&self.interfaces);
+        let gateways = self.interfaces.iter().flat_map(|one| &one.gateways);
+        if let Some(gateway) = gateways.clone().find(|ip| ip.is_ipv4()) {
+            for host in &mut setup.extra_hosts {
+                if host.address == HOST_GATEWAY {
+                    host.address = gateway.to_string();
+                }
+            }
+        }
+        let resolver = &mut setup.resolver;
         resolver.servers.clone_from(&self.attachment.servers);
         resolver.relay = self.attachment.names.is_some();
         match &*resolver.search {
@@ -101,7 +195,7 @@ fn device(nic: &Nic) -> NetConfig {
             None => NetLink::Stream,
         },
         mac: nic.mac,
-        sources: vec![nic.ip.0.into()],
+        sources: nic.addresses.iter().map(|(ip, _)| *ip).collect(),
         denied: nic
             .denied
             .iter()
@@ -114,11 +208,12 @@ fn device(nic: &Nic) -> NetConfig {
 
 fn interface(nic: &Nic) -> Interface {
     Interface {
-        addresses: vec![InterfaceAddress {
-            ip: nic.ip.0.into(),
-            prefix: nic.ip.1,
-        }],
-        gateways: nic.gateway.iter().map(|ip| (*ip).into()).collect(),
+        addresses: nic
+            .addresses
+            .iter()
+            .map(|&(ip, prefix)| InterfaceAddress { ip, prefix })
+            .collect(),
+        gateways: nic.gateways.clone(),
     }
 }
 
@@ -131,8 +226,8 @@ mod tests {
         let nic = Nic {
             tap: Some(true),
             mac: [2, 0, 0, 0, 0, 1],
-            ip: ([10, 0, 0, 2].into(), 24),
-            gateway: Some([10, 0, 0, 1].into()),
+            addresses: vec![([10, 0, 0, 2].into(), 24)],
+            gateways: vec![[10, 0, 0, 1].into()],
             mtu: 1500,
             denied: vec![([10, 0, 0, 0].into(), 8)],
             allowed: vec![],

@@ -350,9 +350,8 @@ impl Supervisor {
         )?;
         let (links, attachment) = match connection {
             Some(connection) => {
-                connection.complete(&mut setup.resolver);
+                connection.complete(&mut setup);
                 sandbox.nics.extend(connection.devices);
-                setup.interfaces.extend(connection.interfaces);
                 (connection.links, Some(connection.attachment))
             }
             None => (Vec::new(), None),

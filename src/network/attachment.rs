@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Locked, Networks, USER, bridge,
-    definition::Definition,
+    definition::{Addresses, Definition},
     error::NetworkError,
     lease::{self, Held, Lease, Published},
     names::{Names, Scope},
@@ -47,6 +47,8 @@ pub struct Request<'a> {
     pub name: &'a str,
     /// Name servers in place of the host's.
     pub dns: &'a [Ipv4Addr],
+    /// It reaches the host, at the first network's gateway.
+    pub host_gateway: bool,
     /// Ports to publish.
     pub publish: &'a [Publish],
     /// File for what passt has to say.
@@ -60,10 +62,10 @@ pub struct Nic {
     pub tap: Option<bool>,
     /// MAC address of the guest.
     pub mac: [u8; 6],
-    /// Its address, and the bits that its subnet shares.
-    pub ip: (Ipv4Addr, u8),
-    /// The way to everywhere else.
-    pub gateway: Option<Ipv4Addr>,
+    /// Its addresses, and the bits that the subnet of each shares.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// The ways to everywhere else.
+    pub gateways: Vec<IpAddr>,
     /// Longest packet in bytes.
     pub mtu: u16,
     /// Where the device lets no packet go, as address and prefix.
@@ -166,8 +168,8 @@ impl Locked<'_> {
         &self,
         request: &Request<'_>,
         leases: &[Lease],
-    ) -> Result<Vec<(Definition, Ipv4Addr)>, NetworkError> {
-        let mut places: Vec<(Definition, Ipv4Addr)> = Vec::new();
+    ) -> Result<Vec<(Definition, Addresses)>, NetworkError> {
+        let mut places: Vec<(Definition, Addresses)> = Vec::new();
         for endpoint in request.endpoints {
             if places
                 .iter()
@@ -179,7 +181,10 @@ impl Locked<'_> {
             if !definition.open && !endpoint.aliases.is_empty() {
                 return Err(NetworkError::NoNames(definition.name));
             }
-            let address = definition.choose(endpoint.ip, leases)?;
+            if request.host_gateway && places.is_empty() && definition.internal {
+                return Err(NetworkError::NoGateway);
+            }
+            let address = definition.choose(endpoint, leases)?;
             places.push((definition, address));
         }
         Ok(places)
@@ -191,30 +196,31 @@ impl Attachment {
         &mut self,
         locked: &Locked<'_>,
         request: &Request<'_>,
-        places: &[(Definition, Ipv4Addr)],
+        places: &[(Definition, Addresses)],
         published: Vec<Published>,
         listeners: Vec<Listener>,
     ) -> Result<Vec<OwnedFd>, NetworkError> {
         let folder = &self.networks.folder;
         let mut published = Some(published);
-        for (position, (endpoint, (definition, ip))) in
+        for (position, (endpoint, (definition, addresses))) in
             request.endpoints.iter().zip(places).enumerate()
         {
             let published = published.take().unwrap_or_default();
-            let place = Some((definition, *ip));
+            let place = Some((definition, *addresses));
             let lease = Lease::new(request, endpoint, position, place, published);
-            self.nics.push(definition.nic(*ip, lease.mac));
+            self.nics.push(definition.nic(*addresses, lease.mac));
             self.held.push(lease::hold(folder, lease)?);
         }
-        // A machine has one way to everywhere else.
-        let mut has_gateway = false;
+        // A machine has one way to everywhere else in each family.
+        let mut known: Vec<IpAddr> = Vec::new();
         for nic in &mut self.nics {
-            nic.gateway = nic.gateway.filter(|_| !has_gateway);
-            has_gateway |= nic.gateway.is_some();
+            nic.gateways
+                .retain(|ip| known.iter().all(|other| other.is_ipv6() != ip.is_ipv6()));
+            known.extend(&nic.gateways);
         }
         self.decide_names(request, places);
         // The rules come before the devices that they wall in.
-        locked.apply()?;
+        locked.admit(&self.leases())?;
         let mut links = Vec::new();
         for ((definition, _), (nic, held)) in
             places.iter().zip(self.nics.iter_mut().zip(&self.held))
@@ -223,19 +229,23 @@ impl Attachment {
             nic.tap = Some(udp_offload);
             links.push(tap);
         }
-        if let Some((_, ip)) = places.first() {
+        if let Some((_, addresses)) = places.first() {
             self._proxies = listeners
                 .into_iter()
-                .map(|listener| Proxy::start(listener, *ip))
+                .map(|listener| Proxy::start(listener, addresses.ip))
                 .collect::<io::Result<_>>()
                 .map_err(NetworkError::Proxy)?;
         }
         Ok(links)
     }
 
+    fn leases(&self) -> Vec<&Lease> {
+        self.held.iter().map(Held::lease).collect()
+    }
+
     /// On networks where containers have names, and where the host's name servers can be reached by nobody else, the guest
     /// asks its agent; elsewhere it asks those servers itself.
-    fn decide_names(&mut self, request: &Request<'_>, places: &[(Definition, Ipv4Addr)]) {
+    fn decide_names(&mut self, request: &Request<'_>, places: &[(Definition, Addresses)]) {
         let open = places.iter().filter(|(definition, _)| definition.open);
         let networks: Vec<Definition> = open.map(|(definition, _)| definition.clone()).collect();
         let has_way_out = places.iter().any(|(definition, _)| !definition.internal);
@@ -261,6 +271,9 @@ fn unusable_without_bridge(request: &Request<'_>, endpoint: &Endpoint) -> Option
     if endpoint.ip.is_some() || endpoint.ip6.is_some() {
         return Some("an address of one's own");
     }
+    if request.host_gateway {
+        return Some("host-gateway");
+    }
     if !endpoint.aliases.is_empty() {
         return Some("--network-alias");
     }
@@ -276,13 +289,11 @@ impl Drop for Attachment {
         }
         // What cannot be taken back now is by the next command.
         if let Ok(locked) = self.networks.lock() {
-            let is_walled = self.held.iter().any(|held| held.lease().ip.is_some());
+            let leases: Vec<Lease> = self.held.iter().map(|held| held.lease().clone()).collect();
             for held in self.held.drain(..) {
                 held.release();
             }
-            if is_walled {
-                let _ = locked.apply();
-            }
+            let _ = locked.dismiss(&leases);
         }
     }
 }

@@ -3,31 +3,26 @@
 use std::{
     collections::HashSet,
     fs::{self, OpenOptions},
-    io::{self, Write},
-    net::Ipv4Addr,
+    io,
+    net::{IpAddr, Ipv4Addr},
     os::fd::OwnedFd,
     path::Path,
-    process::{Command, Stdio},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
 
-use super::{definition::Definition, error::NetworkError, firewall};
+use super::{definition::Definition, error::NetworkError, firewall, link};
 
 /// What names of our bridges begin with, and of nothing else.
 pub const PREFIX: &str = "pillbug";
-/// The program that makes them.
-const PROGRAM: &str = "ip";
 const TUN: &str = "/dev/net/tun";
 /// Below the networks' folder: the boot in which this host became a router for our sake.
 const ROUTER: &str = "router";
 
 /// Whether this host has what it takes, root aside.
 pub fn is_possible() -> bool {
-    crate::program::find(firewall::PROGRAM).is_some()
-        && crate::program::find(PROGRAM).is_some()
-        && Path::new(TUN).exists()
+    crate::program::find(firewall::PROGRAM).is_some() && Path::new(TUN).exists()
 }
 
 /// Makes the bridge of a network where it is not there.
@@ -39,20 +34,42 @@ pub fn ensure(network: &Definition, folder: &Path) -> Result<(), NetworkError> {
     let bridge = &network.bridge;
     if !network.internal {
         forward(folder).map_err(NetworkError::Forwarding)?;
+        if network.subnet6.is_some() {
+            forward6().map_err(NetworkError::Forwarding)?;
+        }
     }
-    let settings = format!("/proc/sys/net/ipv6/conf/{bridge}/disable_ipv6");
     if Path::new("/sys/class/net").join(bridge).exists() {
         return Ok(());
     }
-    ip(&format!(
-        "link add name {bridge} type bridge\n\
-         addr add {}/{} dev {bridge}\n",
-        network.gateway,
-        network.subnet.prefix_len(),
-    ))?;
-    // The host has no address there that machines could find by themselves.
-    let _ = fs::write(settings, "1");
-    ip(&format!("link set dev {bridge} up\n"))
+    let make = || -> io::Result<()> {
+        link::make_bridge(bridge)?;
+        link::add_address(bridge, network.gateway.into(), network.subnet.prefix_len())?;
+        match (network.subnet6, network.gateway6) {
+            (Some(subnet), Some(gateway)) => {
+                set6(bridge, "accept_ra", "0")?;
+                link::add_address(bridge, gateway.into(), subnet.prefix_len())?;
+            }
+            // The host has no address there that machines could find by themselves.
+            _ => drop(set6(bridge, "disable_ipv6", "1")),
+        }
+        link::bring_up(bridge)
+    };
+    make().map_err(|source| {
+        // One that is half made would be taken for a whole one.
+        let _ = link::remove(bridge);
+        NetworkError::Bridge {
+            name: bridge.clone(),
+            source,
+        }
+    })
+}
+
+/// A setting of IPv6 for one interface; a kernel without IPv6 has none.
+fn set6(interface: &str, setting: &str, value: &str) -> io::Result<()> {
+    fs::write(
+        format!("/proc/sys/net/ipv6/conf/{interface}/{setting}"),
+        value,
+    )
 }
 
 /// Makes the host pass packets on, and remembers if it did not before.
@@ -62,6 +79,23 @@ fn forward(folder: &Path) -> io::Result<()> {
         return Ok(());
     }
     fs::write(folder.join(ROUTER), boot()?)?;
+    fs::write(setting, "1")
+}
+
+/// The same of IPv6. A host that passes packets on listens to no router any more unless it is told to (ip-sysctl of the
+/// kernel's documentation): where it did, it goes on.
+fn forward6() -> io::Result<()> {
+    let folder = Path::new("/proc/sys/net/ipv6/conf");
+    let setting = folder.join("all/forwarding");
+    if fs::read_to_string(&setting)?.trim() != "0" {
+        return Ok(());
+    }
+    for interface in fs::read_dir(folder)? {
+        let listens = interface?.path().join("accept_ra");
+        if fs::read_to_string(&listens)?.trim() == "1" {
+            fs::write(listens, "2")?;
+        }
+    }
     fs::write(setting, "1")
 }
 
@@ -95,14 +129,11 @@ pub fn plug(network: &Definition, tap: &str) -> Result<(OwnedFd, bool), NetworkE
             source,
         })?;
     // The host itself sends nothing there on its own.
-    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{tap}/disable_ipv6"), "1");
-    let isolated = if network.open { "off" } else { "on" };
-    ip(&format!(
-        "link set dev {tap} master {bridge}\n\
-         link set dev {tap} type bridge_slave isolated {isolated}\n\
-         link set dev {tap} up\n",
-        bridge = network.bridge,
-    ))?;
+    let _ = set6(tap, "disable_ipv6", "1");
+    link::plug(tap, &network.bridge, !network.open).map_err(|source| NetworkError::Tap {
+        name: tap.into(),
+        source,
+    })?;
     Ok((tun.into(), udp_offload))
 }
 
@@ -113,7 +144,10 @@ pub fn plug(network: &Definition, tap: &str) -> Result<(OwnedFd, bool), NetworkE
 /// Where the kernel refuses.
 pub fn remove(network: &Definition) -> Result<(), NetworkError> {
     match Path::new("/sys/class/net").join(&network.bridge).exists() {
-        true => ip(&format!("link del dev {}\n", network.bridge)),
+        true => link::remove(&network.bridge).map_err(|source| NetworkError::Bridge {
+            name: network.bridge.clone(),
+            source,
+        }),
         false => Ok(()),
     }
 }
@@ -123,18 +157,23 @@ pub fn remove(network: &Definition) -> Result<(), NetworkError> {
 /// # Errors
 ///
 /// Where they cannot be read.
-pub fn host_subnets() -> Result<Vec<(Ipv4Net, String)>, NetworkError> {
+pub fn host_subnets() -> Result<Vec<(IpNet, String)>, NetworkError> {
     let interfaces = getifaddrs().map_err(|error| NetworkError::Interfaces(error.into()))?;
     let mut seen = HashSet::new();
     let mut found = Vec::new();
     for interface in interfaces {
         let ip = |address: Option<nix::sys::socket::SockaddrStorage>| {
-            Some(address?.as_sockaddr_in()?.ip())
+            let address = address?;
+            let four = address.as_sockaddr_in().map(|four| IpAddr::V4(four.ip()));
+            four.or_else(|| Some(IpAddr::V6(address.as_sockaddr_in6()?.ip())))
         };
         let (Some(address), Some(mask)) = (ip(interface.address), ip(interface.netmask)) else {
             continue;
         };
-        if let Ok(subnet) = Ipv4Net::with_netmask(address, mask)
+        // Every interface has one of these, and they overlap nothing.
+        let is_link_local = matches!(address, IpAddr::V6(ip) if ip.is_unicast_link_local());
+        if let Ok(subnet) = IpNet::with_netmask(address, mask)
+            && !is_link_local
             && seen.insert(subnet)
         {
             found.push((subnet, format!("interface {}", interface.interface_name)));
@@ -143,43 +182,17 @@ pub fn host_subnets() -> Result<Vec<(Ipv4Net, String)>, NetworkError> {
     Ok(found)
 }
 
-/// Every address of the host itself.
+/// Every IPv4 address of the host itself.
 ///
 /// # Errors
 ///
 /// Where they cannot be read.
 pub fn host_addresses() -> Result<Vec<Ipv4Addr>, NetworkError> {
-    Ok(host_subnets()?
-        .iter()
-        .map(|(subnet, _)| subnet.addr())
+    let addresses = host_subnets()?.into_iter().map(|(subnet, _)| subnet.addr());
+    Ok(addresses
+        .filter_map(|ip| match ip {
+            IpAddr::V4(ip) => Some(ip),
+            IpAddr::V6(_) => None,
+        })
         .collect())
-}
-
-/// Runs lines of ip-link(8) and ip-address(8), until one fails.
-fn ip(lines: &str) -> Result<(), NetworkError> {
-    let failed = |source: io::Error| NetworkError::Program {
-        program: PROGRAM,
-        source,
-    };
-    let path =
-        crate::program::find(PROGRAM).ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-    let mut ip = Command::new(path)
-        .args(["-batch", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    if let Some(mut input) = ip.stdin.take() {
-        // Who does not read it says why.
-        let _ = input.write_all(lines.as_bytes());
-    }
-    let output = ip.wait_with_output().map_err(failed)?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(NetworkError::Refused {
-            program: PROGRAM,
-            said: firewall::first_line(&output.stderr),
-        }),
-    }
 }

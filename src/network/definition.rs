@@ -3,33 +3,47 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use super::{BRIDGE, NONE, Nic, USER, bridge, error::NetworkError, lease::Lease, resolver};
+use super::{
+    BRIDGE, Endpoint, NONE, Nic, USER, bridge, error::NetworkError, lease::Lease, resolver, subnet,
+};
 
-/// Subnets for networks that are given none: the first that nothing of the host overlaps.
-const POOL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 213, 0, 0), 16);
-/// Bits of each.
-const POOL_PREFIX: u8 = 24;
 /// Longest name in bytes.
 const MAX_NAME: usize = 64;
+/// Shortest start of an ID that names a network.
+const MIN_ID: usize = 4;
 /// Longest packet on a bridge.
 const MTU: u16 = 1500;
 
 /// A network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Definition {
+    /// Its ID: 64 digits of base 16.
+    pub id: String,
     /// Its name.
     pub name: String,
+    /// When it was made.
+    pub created: SystemTime,
     /// All its addresses.
     pub subnet: Ipv4Net,
     /// The host's address on it.
     pub gateway: Ipv4Addr,
+    /// Where in the subnet machines get their addresses; everywhere else.
+    #[serde(default)]
+    pub ip_range: Option<Ipv4Net>,
+    /// Its addresses of IPv6, where it has any.
+    #[serde(default)]
+    pub subnet6: Option<Ipv6Net>,
+    /// The host's of these.
+    #[serde(default)]
+    pub gateway6: Option<Ipv6Addr>,
     /// The bridge.
     pub bridge: String,
     /// There is no way out.
@@ -38,6 +52,15 @@ pub struct Definition {
     pub open: bool,
     /// User's own data.
     pub labels: BTreeMap<String, String>,
+}
+
+/// Where a machine is on a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// Its address.
+    pub ip: Ipv4Addr,
+    /// The one of IPv6, where the network has any.
+    pub ip6: Option<Ipv6Addr>,
 }
 
 /// What a network shall be.
@@ -49,6 +72,14 @@ pub struct NewNetwork {
     pub subnet: Option<Ipv4Net>,
     /// The host's; else the first.
     pub gateway: Option<Ipv4Addr>,
+    /// Where machines get theirs; else everywhere in the subnet.
+    pub ip_range: Option<Ipv4Net>,
+    /// It has addresses of IPv6, too.
+    pub ipv6: bool,
+    /// These; else some that are free.
+    pub subnet6: Option<Ipv6Net>,
+    /// The host's of them; else the first.
+    pub gateway6: Option<Ipv6Addr>,
     /// There is to be no way out.
     pub internal: bool,
     /// User's own data.
@@ -66,36 +97,85 @@ impl NewNetwork {
 }
 
 impl Definition {
-    /// `wanted`, or else the first address that nobody has.
+    /// The start of its ID that lists show.
+    #[must_use]
+    pub fn short_id(&self) -> &str {
+        self.id.get(..12).unwrap_or(&self.id)
+    }
+
+    /// Whether that is its name, or the start of its ID.
+    #[must_use]
+    pub fn is_called(&self, name: &str) -> bool {
+        self.name == name || name.len() >= MIN_ID && self.id.starts_with(name)
+    }
+
+    /// The addresses that are asked for, or else the first that nobody has.
     pub(super) fn choose(
         &self,
-        wanted: Option<Ipv4Addr>,
+        endpoint: &Endpoint,
         leases: &[Lease],
-    ) -> Result<Ipv4Addr, NetworkError> {
-        let holder = |ip: Ipv4Addr| {
-            let mut leases = leases.iter().filter(|lease| lease.network == self.name);
-            leases.find(|lease| lease.ip == Some(ip))
-        };
-        let Some(ip) = wanted else {
-            return self
+    ) -> Result<Addresses, NetworkError> {
+        let on_it = || leases.iter().filter(|lease| lease.network == self.name);
+        let holder = |ip: IpAddr| on_it().find(|lease| lease.has(ip));
+        let range = self.ip_range.unwrap_or(self.subnet);
+        let ip = match endpoint.ip {
+            Some(ip) => ip,
+            None => self
                 .subnet
                 .hosts()
-                .find(|ip| *ip != self.gateway && holder(*ip).is_none())
-                .ok_or_else(|| NetworkError::Full(self.name.clone()));
+                .skip_while(|ip| !range.contains(ip))
+                .take_while(|ip| range.contains(ip))
+                .find(|ip| *ip != self.gateway && holder((*ip).into()).is_none())
+                .ok_or_else(|| NetworkError::Full(self.name.clone()))?,
         };
-        let is_edge = ip == self.subnet.network() || ip == self.subnet.broadcast();
-        if !self.subnet.contains(&ip) || is_edge || ip == self.gateway {
-            return Err(NetworkError::Address {
-                ip,
-                network: self.name.clone(),
-            });
+        let ip6 = match (endpoint.ip6, self.subnet6) {
+            (given, None) => given,
+            (Some(given), Some(_)) => Some(given),
+            // At the place that its other address has, unless somebody asked for just that.
+            (None, Some(subnet)) => {
+                let place = ip.to_bits() - self.subnet.network().to_bits();
+                let places = (place..=u32::MAX >> self.subnet.prefix_len()).chain(2..place);
+                let mut free = places.filter_map(|place| match subnet::nth(subnet.into(), place) {
+                    IpAddr::V6(ip) => Some(ip),
+                    IpAddr::V4(_) => None,
+                });
+                free.find(|ip| {
+                    subnet.contains(ip)
+                        && Some(*ip) != self.gateway6
+                        && holder((*ip).into()).is_none()
+                })
+            }
+        };
+        for ip in [Some(IpAddr::V4(ip)), ip6.map(IpAddr::V6)]
+            .into_iter()
+            .flatten()
+        {
+            if !self.gives(ip) {
+                return Err(NetworkError::Address {
+                    ip,
+                    network: self.name.clone(),
+                });
+            }
+            if let Some(lease) = holder(ip) {
+                return Err(NetworkError::AddressTaken {
+                    ip,
+                    holder: lease.name.clone(),
+                });
+            }
         }
-        match holder(ip) {
-            Some(lease) => Err(NetworkError::AddressTaken {
-                ip,
-                holder: lease.name.clone(),
+        Ok(Addresses { ip, ip6 })
+    }
+
+    /// Whether it is an address that a machine can have.
+    fn gives(&self, ip: IpAddr) -> bool {
+        match ip {
+            IpAddr::V4(ip) => {
+                let edges = [self.subnet.network(), self.subnet.broadcast(), self.gateway];
+                self.subnet.contains(&ip) && !edges.contains(&ip)
+            }
+            IpAddr::V6(ip) => self.subnet6.is_some_and(|subnet| {
+                subnet.contains(&ip) && ip != subnet.network() && Some(ip) != self.gateway6
             }),
-            None => Ok(ip),
         }
     }
 
@@ -113,17 +193,22 @@ impl Definition {
     pub(super) fn contains(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(ip) => self.subnet.contains(&ip),
-            IpAddr::V6(_) => false,
+            IpAddr::V6(ip) => self.subnet6.is_some_and(|subnet| subnet.contains(&ip)),
         }
     }
 
-    /// The device of a machine with that address.
-    pub(super) fn nic(&self, ip: Ipv4Addr, mac: [u8; 6]) -> Nic {
+    /// The device of a machine with those addresses.
+    pub(super) fn nic(&self, at: Addresses, mac: [u8; 6]) -> Nic {
+        let four = Some((at.ip.into(), self.subnet.prefix_len()));
+        let six = at.ip6.zip(self.subnet6);
+        let six = six.map(|(ip, subnet)| (ip.into(), subnet.prefix_len()));
+        let gateways = [Some(self.gateway.into()), self.gateway6.map(IpAddr::V6)];
+        let ways_out = gateways.into_iter().flatten().filter(|_| !self.internal);
         Nic {
             tap: None,
             mac,
-            ip: (ip, self.subnet.prefix_len()),
-            gateway: (!self.internal).then_some(self.gateway),
+            addresses: four.into_iter().chain(six).collect(),
+            gateways: ways_out.collect(),
             mtu: MTU,
             // The firewall has the walls.
             denied: Vec::new(),
@@ -159,7 +244,10 @@ pub fn all(folder: &Path) -> Result<Vec<Definition>, NetworkError> {
 
 /// The network of that name.
 pub fn find(folder: &Path, name: &str) -> Result<Option<Definition>, NetworkError> {
-    Ok(all(folder)?.into_iter().find(|found| found.name == name))
+    let mut found = all(folder)?;
+    // A name comes before the start of an ID.
+    found.sort_by_key(|network| network.name != name);
+    Ok(found.into_iter().find(|network| network.is_called(name)))
 }
 
 /// Writes a network down.
@@ -169,28 +257,40 @@ pub fn create(folder: &Path, new: NewNetwork) -> Result<Definition, NetworkError
     if others.iter().any(|other| other.name == new.name) {
         return Err(NetworkError::Exists(new.name));
     }
-    let mut taken: Vec<(Ipv4Net, String)> = bridge::host_subnets()?;
-    taken.extend(
-        others
-            .iter()
-            .map(|other| (other.subnet, format!("network {:?}", other.name))),
-    );
-    let subnet = match new.subnet {
-        Some(subnet) => check_subnet(subnet, &taken)?,
-        None => free_subnet(&taken)?,
+    let mut taken = bridge::host_subnets()?;
+    taken.extend(subnet::of_networks(&others));
+    let subnet = subnet::choose(new.subnet, &taken)?;
+    let IpAddr::V4(gateway) = subnet::gateway(new.gateway.map(Into::into), subnet.into())? else {
+        return Err(NetworkError::Subnet(subnet.to_string()));
     };
-    let first = subnet.hosts().next();
-    let gateway = new.gateway.or(first).unwrap_or(subnet.network());
-    let is_edge = gateway == subnet.network() || gateway == subnet.broadcast();
-    if !subnet.contains(&gateway) || is_edge {
-        return Err(NetworkError::Gateway(gateway));
+    if let Some(range) = new.ip_range
+        && !subnet.contains(&range)
+    {
+        return Err(NetworkError::Range { range, subnet });
     }
+    let subnet6 = match new.ipv6 || new.subnet6.is_some() {
+        true => Some(subnet::choose6(new.subnet6, &taken)?),
+        false => None,
+    };
+    let gateway6 = match (subnet6, new.gateway6) {
+        (Some(subnet), given) => Some(subnet::gateway(given.map(Into::into), subnet.into())?),
+        (None, None) => None,
+        (None, Some(given)) => return Err(NetworkError::Gateway(given.into())),
+    };
     let definition = Definition {
         bridge: free_bridge(&others),
         open: new.name != BRIDGE,
+        id: random_id()?,
+        created: SystemTime::now(),
         name: new.name,
         subnet,
         gateway,
+        ip_range: new.ip_range.map(|range| range.trunc()),
+        subnet6,
+        gateway6: gateway6.and_then(|ip| match ip {
+            IpAddr::V6(ip) => Some(ip),
+            IpAddr::V4(_) => None,
+        }),
         internal: new.internal,
         labels: new.labels,
     };
@@ -203,10 +303,16 @@ pub fn create(folder: &Path, new: NewNetwork) -> Result<Definition, NetworkError
     Ok(definition)
 }
 
+fn random_id() -> Result<String, NetworkError> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|error| NetworkError::Random(error.into()))?;
+    Ok(hex::encode(bytes))
+}
+
 /// Forgets a network; what it was.
 pub fn remove(folder: &Path, name: &str) -> Result<Definition, NetworkError> {
     let found = find(folder, name)?.ok_or_else(|| NetworkError::NotFound(name.into()))?;
-    let path = path(folder, name);
+    let path = path(folder, &found.name);
     fs::remove_file(&path).map_err(|source| NetworkError::State {
         what: "remove",
         path,
@@ -239,35 +345,6 @@ fn check_name(name: &str) -> Result<(), NetworkError> {
     }
 }
 
-fn overlap(subnet: &Ipv4Net, taken: &[(Ipv4Net, String)]) -> Option<String> {
-    let overlaps = |other: &Ipv4Net| other.contains(subnet) || subnet.contains(other);
-    let found = taken.iter().find(|(other, _)| overlaps(other))?;
-    Some(found.1.clone())
-}
-
-fn check_subnet(subnet: Ipv4Net, taken: &[(Ipv4Net, String)]) -> Result<Ipv4Net, NetworkError> {
-    let subnet = subnet.trunc();
-    let first = subnet.network();
-    if !(8..=29).contains(&subnet.prefix_len()) || first.is_loopback() || first.is_multicast() {
-        return Err(NetworkError::Subnet(subnet.to_string()));
-    }
-    match overlap(&subnet, taken) {
-        Some(with) => Err(NetworkError::Overlap {
-            subnet: subnet.to_string(),
-            with,
-        }),
-        None => Ok(subnet),
-    }
-}
-
-fn free_subnet(taken: &[(Ipv4Net, String)]) -> Result<Ipv4Net, NetworkError> {
-    // A prefix longer than the pool's is one.
-    let mut subnets = POOL.subnets(POOL_PREFIX).into_iter().flatten();
-    subnets
-        .find(|subnet| overlap(subnet, taken).is_none())
-        .ok_or(NetworkError::NoSubnet)
-}
-
 /// The first name `pillbugN` that no network has.
 fn free_bridge(others: &[Definition]) -> String {
     let is_free = |name: &String| others.iter().all(|other| other.bridge != *name);
@@ -279,9 +356,14 @@ fn free_bridge(others: &[Definition]) -> String {
 #[cfg(test)]
 pub fn example(name: &str, number: u8) -> Definition {
     Definition {
+        id: format!("{number:064x}"),
+        created: SystemTime::UNIX_EPOCH,
         name: name.into(),
         subnet: Ipv4Net::new_assert([10, 213, number, 0].into(), 24),
         gateway: [10, 213, number, 1].into(),
+        ip_range: None,
+        subnet6: None,
+        gateway6: None,
         bridge: format!("pillbug{number}"),
         internal: false,
         open: name != BRIDGE,
@@ -302,10 +384,12 @@ mod tests {
             at([10, 213, 1, 2]),
             lease::example("x", "other", [10, 213, 1, 3]),
         ];
-        assert_eq!(
-            network.choose(None, &leases).unwrap(),
-            Ipv4Addr::new(10, 213, 1, 3)
-        );
+        let wanting = |ip: Option<[u8; 4]>| Endpoint {
+            ip: ip.map(Into::into),
+            ..Endpoint::default()
+        };
+        let first = network.choose(&wanting(None), &leases).unwrap();
+        assert_eq!(first.ip, Ipv4Addr::new(10, 213, 1, 3));
         for (wanted, text) in [
             ([10, 213, 1, 2], "10.213.1.2 is taken by container \"db\""),
             (
@@ -321,14 +405,28 @@ mod tests {
                 "10.213.2.9 is not an address that network \"web\" has to give",
             ),
         ] {
-            let error = network.choose(Some(wanted.into()), &leases).unwrap_err();
+            let error = network.choose(&wanting(Some(wanted)), &leases).unwrap_err();
             assert_eq!(error.to_string(), text);
         }
         let full: Vec<_> = (2..255).map(|last| at([10, 213, 1, last])).collect();
         assert!(matches!(
-            network.choose(None, &full),
+            network.choose(&wanting(None), &full),
             Err(NetworkError::Full(_))
         ));
+
+        let both = Definition {
+            subnet6: Some("fd00::/64".parse().unwrap()),
+            gateway6: Some("fd00::1".parse().unwrap()),
+            ip_range: Some("10.213.1.128/25".parse().unwrap()),
+            ..network
+        };
+        let first = both.choose(&wanting(None), &leases).unwrap();
+        assert_eq!(first.ip, Ipv4Addr::new(10, 213, 1, 128));
+        assert_eq!(first.ip6, Some("fd00::80".parse().unwrap()));
+        let mut taken = lease::example("six", "web", [10, 213, 1, 9]);
+        taken.ip6 = first.ip6;
+        let second = both.choose(&wanting(None), &[taken]).unwrap();
+        assert_eq!(second.ip6, Some("fd00::81".parse().unwrap()));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What can go wrong with networks.
 
-use std::{io, net::Ipv4Addr, path::PathBuf};
+use std::{io, net::IpAddr, path::PathBuf};
+
+use ipnet::Ipv4Net;
 
 use crate::state_root::StateRootError;
 
@@ -38,19 +40,28 @@ pub enum NetworkError {
     #[error("{0} needs a bridged network")]
     NeedsBridge(&'static str),
     #[error(
-        "{0} is no subnet that machines can be on: an IPv4 one of /8 to /29, such as 10.9.0.0/24"
+        "{0} is no subnet that machines can be on: an IPv4 one of /8 to /29, such as 10.9.0.0/24, or an IPv6 one of \
+         /48 to /112, such as fd00:9::/64"
     )]
     Subnet(String),
     #[error("the subnet {subnet} overlaps {with}")]
     Overlap { subnet: String, with: String },
     #[error("every subnet that could be chosen is taken: give one with --subnet")]
     NoSubnet,
+    #[error("the range {range} is not in the subnet {subnet}")]
+    Range { range: Ipv4Net, subnet: Ipv4Net },
+    #[error("the system has no random bits to give")]
+    Random(#[source] io::Error),
+    #[error("host-gateway needs a bridged network with a way out")]
+    NoGateway,
+    #[error("the firewall cannot be looked at")]
+    Firewall(#[source] io::Error),
     #[error("gateway {0} is not an address of the subnet")]
-    Gateway(Ipv4Addr),
+    Gateway(IpAddr),
     #[error("{ip} is not an address that network {network:?} has to give")]
-    Address { ip: Ipv4Addr, network: String },
+    Address { ip: IpAddr, network: String },
     #[error("{ip} is taken by container {holder:?}")]
-    AddressTaken { ip: Ipv4Addr, holder: String },
+    AddressTaken { ip: IpAddr, holder: String },
     #[error("network {0:?} has no address left")]
     Full(String),
     #[error("port {port} is taken by {holder}: choose another with -p")]
@@ -61,6 +72,8 @@ pub enum NetworkError {
     Proxy(#[source] io::Error),
     #[error("cannot open /dev/net/tun: load the kernel module `tun`")]
     Tun(#[source] io::Error),
+    #[error("cannot make the bridge {name}, or remove it")]
+    Bridge { name: String, source: io::Error },
     #[error("cannot make the TAP device {name}")]
     Tap { name: String, source: io::Error },
     #[error("cannot run {program}: is it installed?")]

@@ -6,14 +6,20 @@
 use std::{
     fs::{self, File},
     io::{self, Read},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
     path::{Path, PathBuf},
 };
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use super::{Endpoint, Request, USER, definition::Definition, error::NetworkError, port::Protocol};
+use super::{
+    Endpoint, Request, USER,
+    definition::{Addresses, Definition},
+    error::NetworkError,
+    firewall::link_local,
+    port::Protocol,
+};
 
 /// Longest file that is read, in bytes: far more than the ports of a lease take.
 const MAX_FILE: u64 = 4 << 20;
@@ -57,6 +63,9 @@ pub struct Lease {
     pub tap: String,
     /// Name servers that it may ask, wherever they are.
     pub servers: Vec<Ipv4Addr>,
+    /// It reaches the host at this address.
+    #[serde(default)]
+    pub host: Option<Ipv4Addr>,
     /// Its ports.
     pub published: Vec<Published>,
 }
@@ -75,10 +84,10 @@ impl Lease {
         request: &Request<'_>,
         endpoint: &Endpoint,
         position: usize,
-        place: Option<(&Definition, Ipv4Addr)>,
+        place: Option<(&Definition, Addresses)>,
         published: Vec<Published>,
     ) -> Self {
-        let ip = place.map(|(_, ip)| ip);
+        let ip = place.map(|(_, addresses)| addresses.ip);
         // Of one's own making (second bit), and the same wherever the IP address is.
         let mac = ip.map_or(super::user::MAC, |ip| {
             let [a, b, c, d] = ip.octets();
@@ -89,14 +98,31 @@ impl Lease {
             name: request.name.into(),
             network: place.map_or(USER, |(network, _)| &network.name).into(),
             ip,
-            ip6: None,
+            ip6: place.and_then(|(_, addresses)| addresses.ip6),
             aliases: endpoint.aliases.clone(),
             position,
             mac: endpoint.mac.unwrap_or(mac),
             tap: ip.map_or(String::new(), |_| tap_name(request.id)),
             servers: place.map_or(Vec::new(), |(network, _)| network.servers(request.dns)),
+            host: place
+                .filter(|_| request.host_gateway && position == 0)
+                .map(|(network, _)| network.gateway),
             published,
         }
+    }
+}
+
+impl Lease {
+    /// Whether that is its address.
+    pub fn has(&self, ip: IpAddr) -> bool {
+        self.ip.map(IpAddr::from) == Some(ip) || self.ip6.map(IpAddr::from) == Some(ip)
+    }
+
+    /// Its addresses of IPv6, the link-local one included.
+    pub fn addresses6(&self) -> impl Iterator<Item = Ipv6Addr> {
+        self.ip6
+            .into_iter()
+            .flat_map(|ip| [ip, link_local(self.mac)])
     }
 }
 
@@ -236,6 +262,7 @@ pub fn example(name: &str, network: &str, ip: [u8; 4]) -> Lease {
         mac: [2, 0x70, ip[0], ip[1], ip[2], ip[3]],
         tap: format!("pb-{name}"),
         servers: vec![],
+        host: None,
         published: vec![],
     }
 }

@@ -107,8 +107,8 @@ pub fn start(request: &Request<'_>, endpoint: &Endpoint) -> Result<Started, Netw
     let nic = Nic {
         tap: None,
         mac,
-        ip: (ADDRESS, PREFIX),
-        gateway: Some(GATEWAY),
+        addresses: vec![(ADDRESS.into(), PREFIX)],
+        gateways: vec![GATEWAY.into()],
         mtu: MTU,
         denied,
         allowed: servers

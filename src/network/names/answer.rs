@@ -147,11 +147,7 @@ fn find_address(address: IpAddr, known: &Known<'_>) -> Option<Found> {
         .networks
         .iter()
         .find(|network| network.contains(address))?;
-    let has_it = |lease: &&Lease| {
-        lease.network == network.name
-            && (lease.ip.map(IpAddr::from) == Some(address)
-                || lease.ip6.map(IpAddr::from) == Some(address))
-    };
+    let has_it = |lease: &&Lease| lease.network == network.name && lease.has(address);
     let names = known
         .leases
         .iter()

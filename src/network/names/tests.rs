@@ -1,3 +1,5 @@
+//! Tests of the name service: answers without a network, servers on loopback, a connection as the agent makes it.
+
 use std::{net::UdpSocket, sync::mpsc};
 
 use domain::{

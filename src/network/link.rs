@@ -1,0 +1,119 @@
+//! Network interfaces of the host: made, connected and removed over rtnetlink(7).
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
+    link::{
+        InfoBridgePort, InfoKind, InfoPortData, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo,
+        LinkMessage,
+    },
+};
+use nix::net::if_::if_nametoindex;
+
+use super::netlink::{Netlink, Part};
+
+/// Makes a bridge, which is down.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn make_bridge(name: &str) -> io::Result<()> {
+    let mut bridge = LinkMessage::default();
+    bridge.attributes = vec![
+        LinkAttribute::IfName(name.into()),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
+    ];
+    let flags = NLM_F_CREATE | NLM_F_EXCL;
+    ask(RouteNetlinkMessage::NewLink(bridge), flags)
+}
+
+/// Gives an interface an address, which nobody else is asked about first.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn add_address(name: &str, address: IpAddr, prefix: u8) -> io::Result<()> {
+    let mut message = AddressMessage::default();
+    message.header.index = if_nametoindex(name)?;
+    message.header.prefix_len = prefix;
+    message.header.family = match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    };
+    message.header.flags = AddressHeaderFlags::Nodad;
+    message.attributes = vec![
+        AddressAttribute::Local(address),
+        AddressAttribute::Address(address),
+    ];
+    if let IpAddr::V4(ip) = address {
+        let hosts = u32::MAX.checked_shr(prefix.into()).unwrap_or(0);
+        let broadcast = Ipv4Addr::from_bits(ip.to_bits() | hosts);
+        message
+            .attributes
+            .push(AddressAttribute::Broadcast(broadcast));
+    }
+    ask(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE)
+}
+
+/// Brings an interface up.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn bring_up(name: &str) -> io::Result<()> {
+    ask(RouteNetlinkMessage::NewLink(up(name)?), 0)
+}
+
+/// Connects an interface to a bridge; `isolated` keeps it from others that are isolated.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn plug(name: &str, bridge: &str, isolated: bool) -> io::Result<()> {
+    let mut port = LinkMessage::default();
+    port.header.index = if_nametoindex(name)?;
+    port.attributes = vec![LinkAttribute::Controller(if_nametoindex(bridge)?)];
+    ask(RouteNetlinkMessage::NewLink(port), 0)?;
+    let mut port = up(name)?;
+    port.attributes = vec![LinkAttribute::LinkInfo(vec![
+        LinkInfo::PortKind(InfoPortKind::Bridge),
+        LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::Isolated(
+            isolated,
+        )])),
+    ])];
+    ask(RouteNetlinkMessage::NewLink(port), 0)
+}
+
+/// Removes an interface.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn remove(name: &str) -> io::Result<()> {
+    let mut link = LinkMessage::default();
+    link.header.index = if_nametoindex(name)?;
+    ask(RouteNetlinkMessage::DelLink(link), 0)
+}
+
+fn up(name: &str) -> io::Result<LinkMessage> {
+    let mut link = LinkMessage::default();
+    link.header.index = if_nametoindex(name)?;
+    link.header.flags = LinkFlags::Up;
+    link.header.change_mask = LinkFlags::Up;
+    Ok(link)
+}
+
+fn ask(message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    let mut message = NetlinkMessage::from(message);
+    message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    Netlink::open(Part::Route)?.ask(&bytes)
+}

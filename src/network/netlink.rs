@@ -1,0 +1,199 @@
+//! Netlink sockets (netlink(7)), and the messages that no crate builds.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+};
+
+/// Bytes of `struct nlmsghdr`.
+const HEADER: usize = 16;
+/// The most that the kernel sends at once.
+const BUFFER: usize = 64 << 10;
+
+/// A part of the kernel.
+#[derive(Debug, Clone, Copy)]
+pub enum Part {
+    /// Links, addresses and routes.
+    Route,
+    /// Firewalls.
+    Netfilter,
+}
+
+/// A connection to a part of the kernel.
+#[derive(Debug)]
+pub struct Netlink(OwnedFd);
+
+impl Netlink {
+    /// Connects.
+    ///
+    /// # Errors
+    ///
+    /// Those of socket(2).
+    pub fn open(part: Part) -> io::Result<Self> {
+        let protocol = match part {
+            Part::Route => SockProtocol::NetlinkRoute,
+            Part::Netfilter => SockProtocol::NetlinkNetFilter,
+        };
+        Ok(Self(socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            protocol,
+        )?))
+    }
+
+    /// Sends requests of which the last one alone wants an acknowledgement, and waits for that, or for the first error.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn ask(&mut self, requests: &[u8]) -> io::Result<()> {
+        send(self.0.as_raw_fd(), requests, MsgFlags::empty())?;
+        let mut buffer = vec![0; BUFFER];
+        let length = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        match messages(&buffer[..length]).next() {
+            Some((kind, payload)) => error(kind, payload).unwrap_or(Ok(())),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// Sends a request for a list, and hands over the payload of each message that comes back.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn dump(&mut self, request: &[u8], mut take: impl FnMut(&[u8])) -> io::Result<()> {
+        send(self.0.as_raw_fd(), request, MsgFlags::empty())?;
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            let length = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            for (kind, payload) in messages(&buffer[..length]) {
+                if kind == libc::NLMSG_DONE as u16 {
+                    return Ok(());
+                }
+                match error(kind, payload) {
+                    Some(failed) => failed?,
+                    None => take(payload),
+                }
+            }
+        }
+    }
+}
+
+/// Type and payload of each message.
+fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
+        let message = bytes.get(..length).filter(|_| length >= HEADER)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        let kind = u16::from_ne_bytes([message[4], message[5]]);
+        Some((kind, &message[HEADER..]))
+    })
+}
+
+/// `struct nlmsgerr`: an error number, or zero.
+fn error(kind: u16, payload: &[u8]) -> Option<io::Result<()>> {
+    if kind != libc::NLMSG_ERROR as u16 {
+        return None;
+    }
+    Some(
+        match payload
+            .first_chunk()
+            .map(|bytes| i32::from_ne_bytes(*bytes))
+        {
+            Some(0) => Ok(()),
+            Some(number) => Err(io::Error::from_raw_os_error(-number)),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        },
+    )
+}
+
+/// A message under construction.
+#[derive(Debug)]
+pub struct Message(Vec<u8>);
+
+impl Message {
+    /// A request of this type with these flags.
+    pub fn new(kind: u16, flags: i32) -> Self {
+        // All of them are below 2^16.
+        let flags = (libc::NLM_F_REQUEST | flags) as u16;
+        let mut message = Self(vec![0; 4]);
+        // Sequence number and port are of no use to one who asks one thing at a time.
+        message
+            .put(&kind.to_ne_bytes())
+            .put(&flags.to_ne_bytes())
+            .put(&[0; 8]);
+        message
+    }
+
+    /// Appends bytes as they are.
+    pub fn put(&mut self, bytes: &[u8]) -> &mut Self {
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    /// A `struct nlattr` of a few bytes, padded to four.
+    pub fn attribute(&mut self, kind: u16, value: &[u8]) {
+        let length = (4 + value.len()) as u16;
+        self.put(&length.to_ne_bytes())
+            .put(&kind.to_ne_bytes())
+            .put(value);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+    }
+
+    /// An attribute that consists of attributes.
+    pub fn nested(&mut self, kind: u16, content: impl FnOnce(&mut Self)) {
+        let start = self.0.len();
+        let kind = kind | libc::NLA_F_NESTED as u16;
+        self.put(&[0; 2]).put(&kind.to_ne_bytes());
+        content(self);
+        let length = (self.0.len() - start) as u16;
+        self.0[start..start + 2].copy_from_slice(&length.to_ne_bytes());
+    }
+
+    /// With the length in its place.
+    pub fn finish(mut self) -> Vec<u8> {
+        let length = self.0.len() as u32;
+        self.0[..4].copy_from_slice(&length.to_ne_bytes());
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_taken_apart_as_they_are_put_together() {
+        let mut first = Message::new(5, libc::NLM_F_ACK);
+        first.nested(4, |list| list.attribute(1, b"abcde"));
+        let first = first.finish();
+        assert_eq!(first[6..8], (libc::NLM_F_REQUEST as u16 | 4).to_ne_bytes());
+        assert_eq!(first[16..24], [16, 0, 4, 0x80, 9, 0, 1, 0]);
+        let second = Message::new(6, 0).finish();
+        let both = [&first[..], &second].concat();
+        let kinds: Vec<_> = messages(&both)
+            .map(|(kind, payload)| (kind, payload.len()))
+            .collect();
+        assert_eq!(kinds, [(5, 16), (6, 0)]);
+        // What is cut off is none.
+        assert_eq!(messages(&both[..both.len() - 1]).count(), 1);
+        assert_eq!(messages(&[0; 16]).count(), 0);
+    }
+
+    #[test]
+    fn the_kernels_refusal_is_an_error() {
+        let mut netlink = Netlink::open(Part::Route).unwrap();
+        // RTM_NEWLINK of an interface that cannot be.
+        let mut message = Message::new(libc::RTM_NEWLINK, libc::NLM_F_ACK);
+        message
+            .put(&[0; 4])
+            .put(&i32::MAX.to_ne_bytes())
+            .put(&[0; 8]);
+        assert!(netlink.ask(&message.finish()).is_err());
+    }
+}
