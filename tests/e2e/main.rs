@@ -10,6 +10,7 @@ mod command;
 mod detached;
 mod image;
 mod lifecycle;
+mod limits;
 mod machine;
 mod process;
 mod real;
