@@ -93,7 +93,11 @@ pub fn run(arguments: &LogsArgs) -> anyhow::Result<ExitCode> {
         Err(error) => return Err(error),
     };
     let printed = printed.and_then(|()| match following {
-        Some((watch, session)) => follow(&mut reader, &watch, &session, arguments),
+        Some((watch, session)) => {
+            // One that is started again goes on.
+            let again = || connect(&containers, &id, Request::Wait).map_err(io::Error::other);
+            follow(&mut reader, &watch, session, &again, arguments)
+        }
         None => Ok(()),
     });
     match printed {
@@ -129,7 +133,8 @@ fn tail(reader: &mut LogReader, arguments: &LogsArgs) -> io::Result<VecDeque<Ent
 fn follow(
     reader: &mut LogReader,
     watch: &LogWatch,
-    session: &Session,
+    mut session: Session,
+    again: &dyn Fn() -> io::Result<Option<Session>>,
     arguments: &LogsArgs,
 ) -> io::Result<()> {
     loop {
@@ -154,7 +159,10 @@ fn follow(
             }
         }
         if ended {
-            return Ok(());
+            match again()? {
+                Some(next) => session = next,
+                None => return Ok(()),
+            }
         }
     }
 }

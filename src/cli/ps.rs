@@ -36,7 +36,7 @@ Examples:
 Filters: id=, name=, label=NAME[=VALUE], status=created|running|paused|restarting|exited, exited=CODE, ancestor=IMAGE,
 health=starting|healthy|unhealthy|none, network=NAME, before=CONTAINER, since=CONTAINER,
 volume=NAME|FOLDER. Of several of one kind one must match, labels all.
-Fields: ID, Image, Command, CreatedAt, RunningFor, State, Status, Ports, Names, Labels, Networks.";
+Fields: ID, Image, Command, CreatedAt, RunningFor, State, Status, Ports, Names, Labels, Networks, Size (with --size).";
 
 /// Longest command that is shown unless --no-trunc is given, in characters.
 const SHOWN_COMMAND: usize = 20;
@@ -51,11 +51,12 @@ const COLUMNS: [(&str, &str); 7] = [
     ("Names", "NAMES"),
 ];
 
-const HEADINGS: [(&str, &str); 4] = [
+const HEADINGS: [(&str, &str); 5] = [
     ("CreatedAt", "CREATED AT"),
     ("State", "STATE"),
     ("Labels", "LABELS"),
     ("Networks", "NETWORKS"),
+    ("Size", "SIZE"),
 ];
 
 /// List containers
@@ -78,6 +79,9 @@ pub struct PsArgs {
     /// Show this many containers that were created last
     #[arg(short = 'n', long, value_name = "COUNT")]
     last: Option<usize>,
+    /// Show how much each has written
+    #[arg(short, long)]
+    size: bool,
     /// Show only what matches
     #[arg(short, long, value_name = "KEY=VALUE")]
     filter: Vec<Filter>,
@@ -94,21 +98,39 @@ pub fn run(arguments: &PsArgs) -> anyhow::Result<ExitCode> {
     let all = arguments.all || last.is_some() || filters.choose_status();
     records.retain(|record| (all || record.status.is_up()) && filters.matches(record));
     records.truncate(last.unwrap_or(usize::MAX));
-    super::print(&render(&records, arguments)?)?;
+    super::print(&render(&containers, &records, arguments)?)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn render(records: &[Record], arguments: &PsArgs) -> anyhow::Result<String> {
-    let leases = network_settings::leases();
-    let lines = records
-        .iter()
-        .map(|record| line(record, &leases, arguments.no_trunc));
+fn render(
+    containers: &Containers,
+    records: &[Record],
+    arguments: &PsArgs,
+) -> anyhow::Result<String> {
     if arguments.quiet {
         let ids = records.iter().map(|record| id(record, arguments.no_trunc));
         return Ok(ids.map(|id| id + "\n").collect());
     }
-    let lines: Vec<Value> = lines.collect();
-    arguments.format.list(&COLUMNS, &HEADINGS, &lines)
+    let leases = network_settings::leases();
+    let lines = records
+        .iter()
+        .map(|record| line(record, &leases, arguments.no_trunc));
+    let mut lines: Vec<Value> = lines.collect();
+    let mut columns = COLUMNS.to_vec();
+    if arguments.size {
+        columns.push(("Size", "SIZE"));
+        let images = super::image_store()?.list()?;
+        for (line, record) in lines.iter_mut().zip(records) {
+            let image = images
+                .iter()
+                .find(|image| image.digest == record.spec.image_digest);
+            let written = containers.disk_usage(&record.spec.id);
+            let all = written + image.map_or(0, |image| image.size);
+            let size = format!("{} (virtual {})", units::size(written), units::size(all));
+            line["Size"] = json!(size);
+        }
+    }
+    arguments.format.list(&columns, &HEADINGS, &lines)
 }
 
 /// One container, with the names that Docker gives these fields.
@@ -139,6 +161,7 @@ fn line(record: &Record, leases: &[Lease], no_trunc: bool) -> Value {
         "Networks": networks.collect::<Vec<_>>().join(","),
         "Names": spec.name,
         "Labels": super::escape(&labels.join(",")),
+        "Size": "",
     })
 }
 

@@ -12,6 +12,7 @@ mod image;
 mod lifecycle;
 mod limits;
 mod machine;
+mod misbehaving;
 mod process;
 mod real;
 mod soak;

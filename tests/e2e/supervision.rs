@@ -57,12 +57,12 @@ impl Drop for Events {
 }
 
 /// `run -d` without a network.
-fn start(name: &str, arguments: &[&str]) {
+pub fn start(name: &str, arguments: &[&str]) {
     let run = ["run", "-d", "--network", "none", "--name", name];
     told(&[&run, arguments].concat());
 }
 
-fn field(name: &str, field: &str) -> String {
+pub fn field(name: &str, field: &str) -> String {
     told(&["inspect", "-f", field, name]).trim().to_owned()
 }
 
@@ -72,7 +72,7 @@ fn send(pid: &str, signal: Signal) {
 }
 
 /// The supervisor of a container.
-fn supervisor(name: &str) -> String {
+pub fn supervisor(name: &str) -> String {
     let id = field(name, "{{.Id}}");
     let is_it = |pid: &i32| {
         let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
