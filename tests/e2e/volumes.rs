@@ -297,7 +297,7 @@ fn a51_postgresql_keeps_its_data_on_a_volume() {
     start("db");
     // Making the database takes most of this test.
     pillbug()
-        .timeout(std::time::Duration::from_secs(400))
+        .timeout(std::time::Duration::from_secs(900))
         .args([
             "exec",
             "db",
