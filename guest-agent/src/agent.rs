@@ -2,14 +2,14 @@
 //! comes through here, one event at a time.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io, mem,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use protocol::{
     AgentMessage, HostMessage, PROTOCOL_VERSION, Process as ProcessConfig, ProcessId, ProcessList,
-    StartStage, Stdio, frame::FrameError,
+    StartStage, Stdio, StreamToken, files::FilesOrder, frame::FrameError,
 };
 use rustix::{
     buffer::spare_capacity,
@@ -20,13 +20,15 @@ use rustix::{
 
 use crate::{
     control::Control,
-    failure::Failure,
+    failure::{At, Failure},
     now_ns, power,
     process::{Channel, Process, Streams},
     sandbox::{Base, Sandbox},
     spawn::Spawn,
     stream::{self, Progress},
-    sys, usage,
+    sys,
+    transfer::Transfer,
+    usage,
 };
 
 /// Events taken from the kernel at once.
@@ -105,6 +107,8 @@ struct Agent {
     processes: BTreeMap<ProcessId, Process>,
     /// The first one ever started.
     container: Option<ProcessId>,
+    /// Work on files that the container stands still for.
+    pausing: BTreeSet<ProcessId>,
     /// For whatever is read.
     buffer: Vec<u8>,
 }
@@ -128,6 +132,7 @@ pub fn run(started_ns: u64) -> Result<(), AgentError> {
         stage: Stage::Waiting(base),
         processes: BTreeMap::new(),
         container: None,
+        pausing: BTreeSet::new(),
         buffer: vec![0; stream::BUFFER],
     };
     agent.watch(
@@ -255,7 +260,10 @@ impl Agent {
                 }
             }
             HostMessage::Start { id, process, stdio } => match self.start(id, &process, &stdio) {
-                Ok(process) => self.admit(id, process)?,
+                Ok(process) => {
+                    self.container.get_or_insert(id);
+                    self.admit(id, process)?;
+                }
                 Err(failure) => self.control.send(&failure.into_message(id))?,
             },
             HostMessage::Signal { id, signal } => {
@@ -290,6 +298,10 @@ impl Agent {
                 let list = usage::processes().unwrap_or(none);
                 self.control.send(&AgentMessage::Processes(list))?;
             }
+            HostMessage::Files { id, order, stream } => match self.transfer(id, &order, stream) {
+                Ok(process) => self.admit(id, process)?,
+                Err(failure) => self.control.send(&failure.into_message(id))?,
+            },
             // Told apart by the caller.
             HostMessage::PowerOff => {}
         }
@@ -303,26 +315,8 @@ impl Agent {
         process: &ProcessConfig,
         stdio: &Stdio,
     ) -> Result<Process, Failure> {
-        let sandbox = match &self.stage {
-            Stage::Prepared(sandbox) => sandbox,
-            Stage::Waiting(_) => return Err(Failure::refused(StartStage::Rootfs, "Setup")),
-            Stage::Failed(failure) => return Err(failure.clone()),
-        };
-        let not_running = || Failure {
-            stage: StartStage::Fork,
-            errno: libc::ESRCH,
-            subject: "container".to_owned(),
-        };
-        let container = match self.container {
-            Some(first) => {
-                let first = self
-                    .processes
-                    .get(&first)
-                    .filter(|first| first.is_running());
-                Some(first.ok_or_else(not_running)?.pidfd())
-            }
-            None => None,
-        };
+        let sandbox = self.sandbox()?;
+        let container = self.running()?;
         let (streams, stdio) = Streams::open(stdio, process, sandbox)?;
         let spawned = Spawn {
             id,
@@ -333,6 +327,72 @@ impl Agent {
         }
         .start()?;
         Ok(Process::new(id, spawned, streams))
+    }
+
+    /// Forks a process that does something with the container's files.
+    fn transfer(
+        &mut self,
+        id: ProcessId,
+        order: &FilesOrder,
+        token: StreamToken,
+    ) -> Result<Process, Failure> {
+        let sandbox = self.sandbox()?;
+        let transfer = Transfer {
+            id,
+            order,
+            token,
+            sandbox,
+            container: self.running()?,
+        };
+        let pauses = transfer.pauses();
+        if pauses {
+            let paused = sandbox.cgroup().freeze(true);
+            paused.at(StartStage::Fork, "pause")?;
+        }
+        let spawned = transfer.start();
+        if pauses {
+            self.pausing.insert(id);
+            if spawned.is_err() {
+                self.go_on_without(id);
+            }
+        }
+        Ok(Process::new(id, spawned?, Streams::default()))
+    }
+
+    /// The container goes on, once nobody wants it to stand still any more.
+    fn go_on_without(&mut self, id: ProcessId) {
+        if self.pausing.remove(&id)
+            && self.pausing.is_empty()
+            && let Stage::Prepared(sandbox) = &self.stage
+            && let Err(error) = sandbox.cgroup().freeze(false)
+        {
+            power::report("cannot let the container go on", &error);
+        }
+    }
+
+    fn sandbox(&self) -> Result<&Sandbox, Failure> {
+        match &self.stage {
+            Stage::Prepared(sandbox) => Ok(sandbox),
+            Stage::Waiting(_) => Err(Failure::refused(StartStage::Rootfs, "Setup")),
+            Stage::Failed(failure) => Err(failure.clone()),
+        }
+    }
+
+    /// The container's first process; `None` before there is one.
+    fn running(&self) -> Result<Option<BorrowedFd<'_>>, Failure> {
+        let Some(first) = self.container else {
+            return Ok(None);
+        };
+        let first = self
+            .processes
+            .get(&first)
+            .filter(|first| first.is_running());
+        let first = first.ok_or_else(|| Failure {
+            stage: StartStage::Fork,
+            errno: libc::ESRCH,
+            subject: "container".to_owned(),
+        })?;
+        Ok(Some(first.pidfd()))
     }
 
     /// Waits for everything of a process that was just forked.
@@ -355,7 +415,6 @@ impl Agent {
                 }
             }
         }
-        self.container.get_or_insert(id);
         self.processes.insert(id, process);
         Ok(())
     }
@@ -391,6 +450,7 @@ impl Agent {
         };
         let failed = process.failed();
         self.processes.remove(&id);
+        self.go_on_without(id);
         if failed {
             return Ok(());
         }

@@ -4,7 +4,10 @@
 use std::{
     fs::File,
     io::{self, Read, Write},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::FileExt,
+    },
 };
 
 use protocol::Limits;
@@ -85,6 +88,42 @@ impl Cgroup {
     /// Its folder, for clone3(2).
     pub fn folder(&self) -> BorrowedFd<'_> {
         self.folder.as_fd()
+    }
+
+    /// Makes all that runs in the group stand still, or go on.
+    ///
+    /// # Errors
+    ///
+    /// Those of the kernel.
+    pub fn freeze(&self, still: bool) -> io::Result<()> {
+        write(
+            self.folder.as_fd(),
+            "cgroup.freeze",
+            if still { "1" } else { "0" },
+        )
+    }
+
+    /// What says whether all stands still; polled for `POLLPRI`, it tells of changes.
+    ///
+    /// # Errors
+    ///
+    /// Those of the kernel.
+    pub fn events(&self) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let events = openat(&self.folder, "cgroup.events", flags, Mode::empty())?;
+        Ok(events.into())
+    }
+
+    /// Whether all stands still.
+    ///
+    /// # Errors
+    ///
+    /// Those of the kernel.
+    pub fn is_frozen(&self, events: &File) -> io::Result<bool> {
+        let mut text = [0; 256];
+        let length = events.read_at(&mut text, 0)?;
+        let mut lines = text[..length].split(|byte| *byte == b'\n');
+        Ok(lines.any(|line| line == b"frozen 1"))
     }
 
     /// Whether the kernel's OOM killer has ended a process of the group or below it, for its own

@@ -37,6 +37,7 @@ mod stream;
 mod sys;
 mod target;
 mod terminal;
+mod transfer;
 mod usage;
 mod user;
 

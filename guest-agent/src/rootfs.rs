@@ -17,11 +17,11 @@ use crate::{
     mount::{self, FsOption},
 };
 
-// Folders of the initial RAM file system.
-const LOWER: &str = "/lower";
+/// Folder of the initial RAM file system with the image.
+pub const LOWER: &str = "/lower";
 const UPPER: &str = "/upper";
-// Overlayfs wants both on the same file system, and its work folder to itself.
-const CHANGES: &str = "/upper/changes";
+/// Where overlayfs puts what the container changes of it. Both are on one file system, and the work folder is its own.
+pub const CHANGES: &str = "/upper/changes";
 const WORK: &str = "/upper/work";
 
 /// A mounted root file system.

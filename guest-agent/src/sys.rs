@@ -118,6 +118,15 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     close_range(first, libc::CLOSE_RANGE_CLOEXEC)
 }
 
+/// Closes every descriptor from `first` on. For a process that goes on with those before it alone.
+///
+/// # Errors
+///
+/// Those of close_range(2).
+pub fn close_from(first: u32) -> io::Result<()> {
+    close_range(first, 0)
+}
+
 /// Closes every descriptor. For a process that goes on without any.
 ///
 /// # Errors

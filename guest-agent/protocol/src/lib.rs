@@ -16,6 +16,7 @@
 //! anything is allocated.
 #![forbid(unsafe_code)]
 
+pub mod files;
 pub mod frame;
 mod message;
 mod usage;
@@ -28,7 +29,7 @@ pub use message::{
 pub use usage::{Limits, ProcessInfo, ProcessList, Usage};
 
 /// Version of this protocol. The host refuses an agent that reports another one.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// Host vsock port of the control connection.
 pub const CONTROL_PORT: u32 = 1;

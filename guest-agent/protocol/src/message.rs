@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Limits, ProcessList, Usage};
+use crate::{Limits, ProcessList, Usage, files::FilesOrder};
 
 /// What the host tells the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +41,16 @@ pub enum HostMessage {
     Measure,
     /// Tell the container's processes: answered with [`AgentMessage::Processes`].
     ListProcesses,
+    /// Do something with the container's files, also where no process was started. Answered as a `Start`; how it goes is
+    /// told on its stream, which carries `files::Item`s.
+    Files {
+        /// Chosen by the host, never used twice, nor for a `Start`.
+        id: ProcessId,
+        /// What to do.
+        order: FilesOrder,
+        /// The stream.
+        stream: StreamToken,
+    },
     /// Sync, unmount what is writable and power off; whatever still runs is killed.
     PowerOff,
 }
