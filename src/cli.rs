@@ -4,12 +4,16 @@
 
 mod attach;
 mod bench;
+mod commit;
 mod completions;
 mod container_inspect;
+mod cp;
 mod create;
+mod diff;
 mod doctor;
 mod events;
 mod exec;
+mod export;
 mod filter;
 mod foreground;
 mod format;
@@ -157,6 +161,10 @@ enum ContainerVerb {
     Update(update::UpdateArgs),
     Rm(rm::RmArgs),
     Rename(rename::RenameArgs),
+    Cp(cp::CpArgs),
+    Diff(diff::DiffArgs),
+    Export(export::ExportArgs),
+    Commit(commit::CommitArgs),
 }
 
 /// Manage containers
@@ -296,6 +304,10 @@ fn container(verb: ContainerVerb) -> anyhow::Result<ExitCode> {
         ContainerVerb::Update(arguments) => update::run(arguments),
         ContainerVerb::Rm(arguments) => rm::run(&arguments),
         ContainerVerb::Rename(arguments) => rename::run(&arguments),
+        ContainerVerb::Cp(arguments) => cp::run(&arguments),
+        ContainerVerb::Diff(arguments) => diff::run(&arguments),
+        ContainerVerb::Export(arguments) => export::run(&arguments),
+        ContainerVerb::Commit(arguments) => commit::run(arguments),
     }
 }
 

@@ -9,6 +9,7 @@ mod create;
 mod disk_rate;
 pub mod error;
 pub mod event;
+pub mod files;
 pub mod health;
 pub mod launch;
 pub mod lifecycle;

@@ -6,6 +6,7 @@
 pub mod archive;
 pub mod change;
 pub mod check;
+pub mod commit;
 pub mod digest;
 pub mod erofs;
 pub mod healthcheck;
@@ -13,6 +14,7 @@ pub mod import;
 pub mod layer;
 pub mod layout;
 pub mod load;
+mod made;
 pub mod manifest;
 pub mod pull;
 pub mod push;

@@ -104,7 +104,7 @@ pub fn prune(arguments: &PruneArgs) -> anyhow::Result<ExitCode> {
         match containers.remove(&record.spec.id) {
             Ok(()) => text += &format!("{}\n", record.spec.id),
             // Started or removed by somebody else meanwhile.
-            Err(StateError::Running(_) | StateError::NotFound(_)) => {}
+            Err(StateError::Running(_) | StateError::Busy(_) | StateError::NotFound(_)) => {}
             Err(error) => return Err(error.into()),
         }
     }

@@ -1,7 +1,7 @@
 //! `pillbug save`: images of the store as an archive.
 
 use std::{
-    io::{self, BufWriter, IsTerminal},
+    io::{self, BufWriter, IsTerminal, Write},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -38,6 +38,15 @@ pub fn run(arguments: &SaveArgs) -> anyhow::Result<ExitCode> {
         store.save(&arguments.images, BufWriter::new(io::stdout().lock()))?;
         return Ok(ExitCode::SUCCESS);
     };
+    to_file(path, |output| Ok(store.save(&arguments.images, output)?))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes a file that appears when it is complete.
+pub fn to_file(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty());
@@ -46,8 +55,11 @@ pub fn run(arguments: &SaveArgs) -> anyhow::Result<ExitCode> {
         .prefix(".pillbug-save-")
         .tempfile_in(folder.unwrap_or(Path::new(".")))
         .with_context(failed)?;
-    store.save(&arguments.images, BufWriter::new(&mut file))?;
+    let mut output = BufWriter::new(&mut file);
+    write(&mut output)?;
+    output.flush().with_context(failed)?;
+    drop(output);
     file.as_file().sync_all().with_context(failed)?;
     file.persist(path).with_context(failed)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }

@@ -68,7 +68,7 @@ pub fn run(arguments: &SystemPruneArgs) -> anyhow::Result<ExitCode> {
         let size = containers.disk_usage(&record.spec.id);
         match containers.remove(&record.spec.id) {
             // Started since, or removed by somebody else.
-            Err(StateError::Running(_) | StateError::NotFound(_)) => {}
+            Err(StateError::Running(_) | StateError::Busy(_) | StateError::NotFound(_)) => {}
             removed => {
                 removed?;
                 bytes += size;

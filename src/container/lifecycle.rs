@@ -32,7 +32,12 @@ pub fn start(
     attach: Option<Attach>,
 ) -> Result<Option<Session>, RunError> {
     let Some(container) = containers.hold(id)? else {
-        return Ok(None);
+        return match containers.record(id)?.status {
+            Status::Created { .. } | Status::Exited(_) => {
+                Err(StateError::Busy(id.short().into()).into())
+            }
+            _ => Ok(None),
+        };
     };
     let timeline = Timeline {
         command_ns: now_ns(),

@@ -17,6 +17,7 @@ use std::{
 
 use protocol::{
     Process, ProcessList, WindowSize,
+    files::FilesOrder,
     frame::{self, FrameError},
 };
 use rustix::net::{
@@ -39,6 +40,8 @@ pub enum Request {
     Attach(Attach),
     /// Run another process in the container.
     Exec(Box<Exec>),
+    /// Have the guest do something with the container's files.
+    Files(Box<FilesOrder>),
     /// Tell the end of the container, when it comes.
     Wait,
     /// End the container, and tell.
@@ -149,12 +152,12 @@ pub enum Reply {
     },
 }
 
-/// A standard stream.
+/// Which stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Channel {
     /// Standard input.
     Input,
-    /// One of the outputs.
+    /// One of the outputs; standard output stands also for a stream of files.
     Output(Stream),
 }
 

@@ -65,6 +65,10 @@ pub enum StateError {
     Ambiguous { prefix: String },
     #[error("container {0} is running: stop it first, or use force")]
     Running(String),
+    #[error(
+        "container {0} is about to start, or another command is at work on its files: try again when that is done"
+    )]
+    Busy(String),
     #[error("container {0} is not running")]
     NotRunning(String),
     #[error("container {0} is paused: unpause it first")]
@@ -245,11 +249,14 @@ impl Containers {
     ///
     /// # Errors
     ///
-    /// [`StateError::Running`] while somebody runs it.
+    /// [`StateError::Running`] while somebody runs it, [`StateError::Busy`] while somebody is at work on its files.
     pub fn remove(&self, id: &Id) -> Result<(), StateError> {
         match self.hold(id)? {
             Some(container) => self.remove_held(container),
-            None => Err(StateError::Running(id.short().into())),
+            None => Err(match self.record(id)?.status {
+                Status::Created { .. } | Status::Exited(_) => StateError::Busy(id.short().into()),
+                _ => StateError::Running(id.short().into()),
+            }),
         }
     }
 

@@ -419,7 +419,8 @@ fn failed(error: &RunError, timeline: Timeline) -> Reply {
     }
 }
 
-fn sandbox(
+/// A container's machine, without a network and shares.
+pub(super) fn sandbox(
     spec: &Spec,
     container: &Container,
     image: &Image,

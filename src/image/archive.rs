@@ -18,7 +18,7 @@ use std::{
 
 use oci_spec::OciSpecError;
 
-pub(super) use self::input::Input;
+pub(crate) use self::input::Input;
 use self::members::{Content, Members};
 use crate::image::{
     digest::Digest,

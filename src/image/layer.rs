@@ -4,7 +4,7 @@
 //! used on the host. What stays is `data`, the contents of its files, and `index`, everything else. Who fetches
 //! the blob, checks its own digest and size and decides where the folder lies is somebody else's business.
 
-pub(super) mod archive;
+pub(crate) mod archive;
 mod data;
 mod decompress;
 pub mod index;

@@ -5,21 +5,19 @@
 
 use std::{
     fs::File,
-    io::{self, BufWriter, Read, Write},
-    path::PathBuf,
+    io::{self, Read, Write},
 };
 
-use flate2::{Compression, write::GzEncoder};
 use jiff::Timestamp;
 use oci_spec::image::{Config, MediaType};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::image::{
     archive::Input,
     change::Change,
-    digest::{Algorithm, Digest, Hashed},
-    import::{Import, ImportError, Observer, Source, SourceError},
-    manifest::Blob,
+    digest::Digest,
+    import::{Import, ImportError, Observer},
+    made::{Made, Packed, Packer, descriptor, document},
     reference::Reference,
     store::{FileError, NameRecord, Store, StoreError, Transaction},
 };
@@ -30,6 +28,8 @@ use crate::image::{
 pub enum RootArchiveError {
     #[error("cannot read the archive")]
     Read(#[source] io::Error),
+    #[error("cannot write the layer")]
+    Write(#[source] io::Error),
     #[error("cannot import the archive")]
     Import(#[source] Box<ImportError>),
     #[error(transparent)]
@@ -47,30 +47,6 @@ pub struct Recipe {
     pub changes: Vec<Change>,
     /// Its only step in `history`.
     pub message: String,
-}
-
-/// Everything the image consists of, before it is taken in.
-struct Made {
-    documents: [(Blob, Vec<u8>); 2],
-    layer: Blob,
-    path: PathBuf,
-}
-
-impl Source for Made {
-    fn open(&self, blob: &Blob) -> Result<Box<dyn Read + Send + '_>, SourceError> {
-        let document = self
-            .documents
-            .iter()
-            .find(|(made, _)| made.digest == blob.digest);
-        Ok(match document {
-            Some((_, bytes)) => Box::new(bytes.as_slice()),
-            None => Box::new(File::open(&self.path)?),
-        })
-    }
-
-    fn spooled(&self, blob: &Blob) -> Option<PathBuf> {
-        (blob.digest == self.layer.digest).then(|| self.path.clone())
-    }
 }
 
 impl Store {
@@ -94,7 +70,7 @@ impl Store {
             observer,
         };
         let (imported, record) = import
-            .run(&made.documents[1].0)
+            .run(made.manifest())
             .map_err(|error| RootArchiveError::Import(Box::new(error)))?;
         transaction.add_image(imported.manifest, record);
         if let Some(name) = recipe.name {
@@ -115,8 +91,13 @@ fn make(
     transaction: &Transaction<'_>,
 ) -> Result<Made, RootArchiveError> {
     let input = Input::open(archive).map_err(RootArchiveError::Read)?;
-    let (file, path) = transaction.new_file()?;
-    let (layer, diff_id) = pack(input.into_reader(), file, &path)?;
+    let mut packer = Packer::new(transaction)?;
+    copy(input.into_reader(), &mut packer)?;
+    let Packed {
+        layer,
+        diff_id,
+        path,
+    } = packer.finish(MediaType::ImageLayerGzip)?;
     let mut config = Config::default();
     for change in recipe.changes.clone() {
         change.apply(&mut config);
@@ -151,47 +132,17 @@ fn make(
     })
 }
 
-/// Packs a tar file as a layer and gives the layer and its diff_id.
-fn pack(
-    archive: impl Read,
-    file: File,
-    path: &std::path::Path,
-) -> Result<(Blob, Digest), RootArchiveError> {
-    let written = |source| FileError::Write(path.into(), source);
-    let mut archive = Hashed::new(archive, Algorithm::Sha256);
-    let blob = Hashed::new(BufWriter::new(file), Algorithm::Sha256);
-    let mut encoder = GzEncoder::new(blob, Compression::default());
+/// Copies a tar file into a layer.
+fn copy(mut archive: impl Read, packer: &mut Packer) -> Result<(), RootArchiveError> {
     let mut piece = vec![0; 128 << 10];
     loop {
         match archive.read(&mut piece) {
-            Ok(0) => break,
-            Ok(count) => encoder.write_all(&piece[..count]).map_err(written)?,
+            Ok(0) => return Ok(()),
+            Ok(count) => packer
+                .write_all(&piece[..count])
+                .map_err(RootArchiveError::Write)?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(RootArchiveError::Read(error)),
         }
     }
-    let (mut file, digest, size) = encoder.finish().map_err(written)?.finish();
-    file.flush().map_err(written)?;
-    let (_, diff_id, _) = archive.finish();
-    let media_type = MediaType::ImageLayerGzip;
-    let blob = Blob {
-        media_type,
-        digest,
-        size,
-    };
-    Ok((blob, diff_id))
-}
-
-fn document(media_type: MediaType, content: &Value) -> (Blob, Vec<u8>) {
-    let bytes = content.to_string().into_bytes();
-    let blob = Blob {
-        media_type,
-        digest: Digest::of(&bytes),
-        size: bytes.len() as u64,
-    };
-    (blob, bytes)
-}
-
-fn descriptor(blob: &Blob) -> Value {
-    json!({"mediaType": blob.media_type.as_ref(), "digest": blob.digest, "size": blob.size})
 }

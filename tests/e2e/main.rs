@@ -8,6 +8,7 @@ mod bad_images;
 mod bad_input;
 mod command;
 mod detached;
+mod files;
 mod image;
 mod lifecycle;
 mod limits;

@@ -141,6 +141,15 @@ fn a_held_container_is_not_removed() {
     let (_root, containers) = state();
     let container = containers.create(None, &CREATED, describe(false)).unwrap();
     let id = container.spec().id.clone();
+    assert!(matches!(containers.remove(&id), Err(StateError::Busy(_))));
+    let running = Status::Running(Running {
+        since: SystemTime::now(),
+        supervisor_pid: 1,
+        vmm_pid: 1,
+        restarts: 0,
+        paused: false,
+    });
+    container.set_status(&running).unwrap();
     assert!(matches!(
         containers.remove(&id),
         Err(StateError::Running(_))

@@ -30,7 +30,8 @@ pub struct Execs {
 struct Execution {
     /// Whose it is; `None` once that was detached.
     client: Option<u32>,
-    command: String,
+    /// `None` for work on files, which is no process of the container's.
+    command: Option<String>,
     streams: Vec<(Channel, UnixStream)>,
     /// Until it must have been executed.
     until: Option<Instant>,
@@ -38,7 +39,7 @@ struct Execution {
 
 impl Execs {
     /// A new process of this client's.
-    pub fn add(&mut self, client: u32, command: String) -> ProcessId {
+    pub fn add(&mut self, client: u32, command: Option<String>) -> ProcessId {
         let id = self.next_id();
         let execution = Execution {
             client: Some(client),
@@ -76,7 +77,7 @@ impl Execs {
     /// Its program and arguments.
     #[must_use]
     pub fn command(&self, id: ProcessId) -> Option<&str> {
-        Some(&self.all.get(&id)?.command)
+        self.all.get(&id)?.command.as_deref()
     }
 
     /// It was executed.

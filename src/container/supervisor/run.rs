@@ -16,7 +16,7 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
-use protocol::{HostMessage, Process, ProcessId, Setup, StreamToken};
+use protocol::{HostMessage, Process, ProcessId, Setup, StreamToken, files::FilesOrder};
 use vmm::probe::ProbeError;
 
 use super::{
@@ -87,6 +87,8 @@ pub struct Run<'a> {
     questions: Questions,
     /// What the machine was started with.
     booted: Booted,
+    /// Work on files that was asked for before the container ran.
+    early_files: Vec<(u32, FilesOrder)>,
     phase: Phase,
     /// When a container that shall end is killed, and when its machine is ended.
     kill_at: Option<Instant>,
@@ -189,6 +191,7 @@ impl<'a> Run<'a> {
                 vcpus: config.vcpus,
                 memory_bytes: config.memory_bytes,
             },
+            early_files: Vec::new(),
             phase: Phase::Booting {
                 start: Box::new((setup, process)),
                 doubt: Some(Instant::now() + DOUBT_AFTER),

@@ -16,7 +16,7 @@ const MAX_RATIO: u64 = 200;
 const RATIO_FROM: u64 = 1 << 30;
 
 /// Where a tar file is read from.
-pub(in crate::image) enum Input {
+pub(crate) enum Input {
     /// A file that can be read anywhere.
     File(File),
     /// Anything else.

@@ -2,7 +2,9 @@
 
 use std::os::{fd::AsFd, unix::net::UnixStream};
 
-use protocol::{HostMessage, ProcessId};
+use protocol::{HostMessage, ProcessId, files::FilesOrder};
+
+use crate::agent_client::stream;
 
 use super::{
     super::{
@@ -68,6 +70,8 @@ impl Run<'_> {
             }
             Request::Exec(_) if self.refuse_paused(id) => {}
             Request::Exec(exec) => self.exec(id, *exec)?,
+            Request::Files(_) if self.refuse_paused(id) => {}
+            Request::Files(order) => self.work_on_files(id, *order)?,
             Request::Pause(pause) => self.pause(id, pause)?,
             Request::Wait => self.supervisor.clients.set_role(id, Role::Waiting),
             Request::Stop { signal, timeout } => {
@@ -157,7 +161,7 @@ impl Run<'_> {
             self.supervisor.clients.forget(client);
             return Ok(());
         }
-        let id = self.execs.add(client, exec.process.args.join(" "));
+        let id = self.execs.add(client, Some(exec.process.args.join(" ")));
         self.record_exec(id, "exec_create", &[]);
         self.supervisor.clients.set_role(client, Role::Exec(id));
         let has_terminal = exec.process.terminal.is_some();
@@ -192,6 +196,37 @@ impl Run<'_> {
         };
         let more = [&[("execID", id.0.to_string())], more].concat();
         self.supervisor.record(&action, &more);
+    }
+
+    /// Has the guest do something with the container's files. A container that is about to start is waited for.
+    pub(super) fn work_on_files(&mut self, client: u32, order: FilesOrder) -> Result<(), RunError> {
+        match self.phase {
+            Phase::Running => {}
+            Phase::Booting { .. } | Phase::Starting => {
+                self.early_files.push((client, order));
+                return Ok(());
+            }
+            _ => {
+                let reply = Reply::Failed {
+                    message: "the container is about to end: try again when it has".into(),
+                    code: 125,
+                    timeline: self.supervisor.timeline,
+                };
+                self.supervisor.clients.send(client, &reply, &[]);
+                self.supervisor.clients.forget(client);
+                return Ok(());
+            }
+        }
+        let id = self.execs.add(client, None);
+        self.supervisor.clients.set_role(client, Role::Exec(id));
+        let token = stream::token().map_err(|error| RunError::Streams(error.into()))?;
+        self.expected
+            .push((token, id, Channel::Output(Stream::Stdout)));
+        self.tell_agent(&HostMessage::Files {
+            id,
+            order,
+            stream: token,
+        })
     }
 
     /// Gives a stream of another process to the command that wants it, and keeps a copy.

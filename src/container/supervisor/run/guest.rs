@@ -71,6 +71,9 @@ impl Run<'_> {
                 self.supervisor.record("start", &[]);
                 self.begin_health();
                 self.supervisor.clients.tell_started();
+                for (client, order) in std::mem::take(&mut self.early_files) {
+                    self.work_on_files(client, order)?;
+                }
                 Ok(())
             }
             AgentMessage::StartFailed {

@@ -1,0 +1,245 @@
+//! A machine that is started for a container that does not run, to work on its files and nothing else: no process of
+//! the container's is executed, it has no network, and how the container is stays as it was.
+//!
+//! The command that wants it runs it, and holds the container's lock meanwhile.
+
+use std::{
+    os::{fd::AsFd, unix::net::UnixStream},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+use protocol::{AgentMessage, HostMessage, ProcessId, Setup, files::FilesOrder};
+use vmm::Ending;
+
+use crate::{
+    agent_client::{
+        AgentClient, AgentError,
+        stream::{self, Unknown},
+    },
+    container::{
+        error::{RunError, check_memory},
+        state::Container,
+        supervisor::{LOG, sandbox},
+    },
+    image::store::{Image, Store},
+    sandbox::{Sandbox, SandboxEvent, kernel},
+};
+
+/// Longest from the start of the machine to the first byte of the stream. An emulated host takes seconds, a busy one more.
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
+
+/// Longest that the guest may take to write everything to its disk and power off.
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(30);
+
+/// The work; there is no other.
+const WORK: ProcessId = ProcessId(1);
+
+/// The machine.
+#[derive(Debug)]
+pub struct Machine {
+    sandbox: Sandbox,
+    agent: Option<AgentClient>,
+    container: Container,
+    _image: Image,
+}
+
+/// What it says next.
+enum Heard {
+    Agent(AgentMessage),
+    Stream(UnixStream),
+    Ended(Ending),
+}
+
+impl Machine {
+    /// Starts it and has it do this.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not start, and where the guest cannot prepare the root file system.
+    pub fn start(
+        state_root: &Path,
+        container: Container,
+        order: FilesOrder,
+    ) -> Result<(Self, UnixStream), RunError> {
+        let spec = container.spec();
+        check_memory(spec.machine.memory_bytes)?;
+        let kernel = kernel::find(spec.machine.kernel.as_deref())?;
+        let image = Store::open(state_root)?.image(&spec.image_digest, None)?;
+        let config = sandbox(spec, &container, &image, kernel)?;
+        let setup = Box::new(spec.setup.clone());
+        let mut machine = Self {
+            sandbox: Sandbox::start(&config, Vec::new())?,
+            agent: None,
+            container,
+            _image: image,
+        };
+        let log = machine.container.folder().join(LOG);
+        let stream = machine
+            .connect(setup, order)
+            .map_err(|error| error.with_log(&log))?;
+        Ok((machine, stream))
+    }
+
+    /// Until the stream is there.
+    fn connect(&mut self, setup: Box<Setup>, order: FilesOrder) -> Result<UnixStream, RunError> {
+        let until = Instant::now() + BOOT_LIMIT;
+        let token = stream::token().map_err(|error| RunError::Streams(error.into()))?;
+        let mut unknown = Unknown::default();
+        let mut orders = Some((setup, order));
+        loop {
+            match self.hear(&mut unknown, Some(token), until)? {
+                Heard::Agent(AgentMessage::Ready { .. }) => {
+                    let (setup, order) = orders.take().ok_or(AgentError::Unexpected("Ready"))?;
+                    self.tell(&HostMessage::Setup(setup))?;
+                    self.tell(&HostMessage::Files {
+                        id: WORK,
+                        order,
+                        stream: token,
+                    })?;
+                }
+                Heard::Agent(AgentMessage::StartFailed {
+                    stage,
+                    errno,
+                    subject,
+                    ..
+                }) => return Err(RunError::start(stage, errno, subject)),
+                Heard::Agent(_) => {}
+                Heard::Stream(stream) => return Ok(stream),
+                Heard::Ended(ending) => return Err(ended(ending)),
+            }
+        }
+    }
+
+    fn tell(&mut self, message: &HostMessage) -> Result<(), RunError> {
+        match &mut self.agent {
+            Some(agent) => Ok(agent.send(message)?),
+            None => Err(AgentError::Closed.into()),
+        }
+    }
+
+    /// Ends it; what was put on its disk is there then.
+    ///
+    /// # Errors
+    ///
+    /// Where it ended before, or does not end.
+    pub fn power_off(mut self) -> Result<(), RunError> {
+        let until = Instant::now() + POWER_OFF_LIMIT;
+        match self.tell(&HostMessage::PowerOff) {
+            // Its end says more.
+            Err(RunError::Agent(AgentError::Closed)) => {}
+            told => told?,
+        }
+        let mut unknown = Unknown::default();
+        loop {
+            match self.hear(&mut unknown, None, until) {
+                Ok(Heard::Ended(Ending::PowerOff)) => return Ok(()),
+                Ok(Heard::Ended(ending)) => {
+                    let log = self.container.folder().join(LOG);
+                    return Err(ended(ending).with_log(&log));
+                }
+                Ok(_) => {}
+                Err(RunError::Silent) => return Err(RunError::PowerOff(POWER_OFF_LIMIT)),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits for the next thing that it says; of streams, for the one with this token.
+    fn hear(
+        &mut self,
+        unknown: &mut Unknown,
+        token: Option<protocol::StreamToken>,
+        until: Instant,
+    ) -> Result<Heard, RunError> {
+        loop {
+            let ready = self.wait(unknown, until)?;
+            if ready.stream {
+                let known = unknown.identify().into_iter();
+                if let Some((_, stream)) =
+                    known.into_iter().find(|(known, _)| Some(*known) == token)
+                {
+                    return Ok(Heard::Stream(stream));
+                }
+            }
+            if ready.agent
+                && let Some(agent) = &mut self.agent
+            {
+                match agent.receive() {
+                    Ok(messages) => {
+                        if let Some(message) = messages.into_iter().next() {
+                            return Ok(Heard::Agent(message));
+                        }
+                    }
+                    // The sandbox says why, presently.
+                    Err(AgentError::Closed) => self.agent = None,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if ready.sandbox {
+                match self.sandbox.next_event()? {
+                    SandboxEvent::Connected {
+                        port: protocol::STREAM_PORT,
+                        stream,
+                    } => unknown.add(stream).map_err(RunError::Streams)?,
+                    SandboxEvent::Connected {
+                        port: protocol::CONTROL_PORT,
+                        stream,
+                    } if self.agent.is_none() => self.agent = Some(AgentClient::new(stream)?),
+                    SandboxEvent::Ended(ending) => return Ok(Heard::Ended(ending)),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn wait(&self, unknown: &Unknown, until: Instant) -> Result<Ready, RunError> {
+        let read = PollFlags::POLLIN;
+        let mut watched = vec![PollFd::new(self.sandbox.as_fd(), read)];
+        watched.extend(
+            self.agent
+                .iter()
+                .map(|agent| PollFd::new(agent.as_fd(), read)),
+        );
+        watched.extend(
+            unknown
+                .descriptors()
+                .map(|stream| PollFd::new(stream, read)),
+        );
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left.as_millis()).unwrap_or(PollTimeout::MAX);
+        match poll(&mut watched, timeout) {
+            Ok(0) => return Err(RunError::Silent),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(RunError::Streams(error.into())),
+        }
+        let ready: Vec<bool> = watched
+            .iter()
+            .map(|descriptor| descriptor.any().unwrap_or(true))
+            .collect();
+        let first_stream = 1 + usize::from(self.agent.is_some());
+        Ok(Ready {
+            sandbox: ready[0],
+            agent: self.agent.is_some() && ready[1],
+            stream: ready[first_stream..].contains(&true),
+        })
+    }
+}
+
+/// Who has said something.
+struct Ready {
+    sandbox: bool,
+    agent: bool,
+    stream: bool,
+}
+
+fn ended(ending: Ending) -> RunError {
+    RunError::Ended {
+        ending,
+        log: String::new(),
+    }
+}
