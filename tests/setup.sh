@@ -13,7 +13,7 @@ needs=(
   mmdebstrap:mmdebstrap umoci:umoci skopeo:skopeo setfattr:attr      # images
   docker-registry:docker-registry podman:podman openssl:openssl      # registries, and what reads and writes them
   strace:strace unshare:util-linux                                   # faults
-  nft:nftables passt:passt ip:iproute2                               # networks
+  nft:nftables passt:passt ip:iproute2 tcpdump:tcpdump               # networks
   /usr/bin/time:time                                                 # benches
   mkfs.erofs:erofs-utils mke2fs:e2fsprogs setcap:libcap2-bin         # what is checked against
 )

@@ -14,6 +14,7 @@ mod lifecycle;
 mod limits;
 mod machine;
 mod misbehaving;
+mod network;
 mod process;
 mod real;
 mod soak;
