@@ -88,6 +88,15 @@ fn greeting(at: SocketAddr) -> std::io::Result<String> {
 /// A server that says hello at port 80, for as long as its container lives.
 const SERVER: &str = "exec nc -ll -p 80 -e echo hello";
 
+/// Waits until [`SERVER`] can be connected to.
+fn wait_for_server(name: &str) {
+    let script = "until grep -q ':0050 .* 0A ' /proc/net/tcp /proc/net/tcp6; do :; done";
+    pillbug()
+        .args(["exec", name, "sh", "-c", script])
+        .assert()
+        .success();
+}
+
 #[test]
 fn containers_of_a_network_find_each_other_by_name() {
     let world = World::new();
@@ -150,6 +159,7 @@ fn containers_of_a_network_find_each_other_by_name() {
         SERVER,
     ];
     start("db", &again);
+    wait_for_server("db");
     let found = exec("web", "getent ahostsv4 db; exec 3<>/dev/tcp/db/80; cat <&3");
     assert!(found.starts_with("10.77.0.77 "), "{found}");
     assert!(found.ends_with("hello\n"), "{found}");
@@ -275,6 +285,7 @@ fn a63_published_ports_are_private_unless_asked_for_and_a59_stay_so_when_rules_a
         assert_eq!(from_outside(18081).as_deref(), Some("hello\n"), "{when}");
         assert_eq!(from_outside(18080), None, "{when}");
     };
+    wait_for_server("web");
     check("as started");
     pillbug()
         .args(["port", "web", "80"])

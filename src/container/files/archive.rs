@@ -57,21 +57,10 @@ impl<W: Write> ArchiveWriter<W> {
     ///
     /// Where the content ends too early, or the output cannot be written.
     pub fn append(&mut self, entry: &Entry, content: &mut impl Read) -> Result<(), FileWorkError> {
-        self.append_as(&entry.path, entry, content)
-    }
-
-    /// As [`append`](Self::append), under another path.
-    ///
-    /// # Errors
-    ///
-    /// As [`append`](Self::append).
-    pub fn append_as(
-        &mut self,
-        path: &[u8],
-        entry: &Entry,
-        content: &mut impl Read,
-    ) -> Result<(), FileWorkError> {
-        let path = if path.is_empty() { b"." } else { path };
+        let path = match entry.path.as_slice() {
+            b"" => b".",
+            path => path,
+        };
         self.write(path, entry, content)
             .map_err(FileWorkError::Archive)
     }

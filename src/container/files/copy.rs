@@ -128,13 +128,17 @@ pub fn from_container_as_archive(
     let write = || {
         let mut archive = ArchiveWriter::new(output);
         let name = base_name(side.path.as_bytes());
-        while let Ok(entry) = receiver.next_entry()? {
-            let path = match (name, entry.path.as_slice()) {
-                (b"", path) => path.to_vec(),
-                (name, b"") => name.to_vec(),
-                (name, path) => [name, b"/", path].concat(),
-            };
-            archive.append_as(&path, &entry, &mut receiver)?;
+        let below = |path: &[u8]| match (name, path) {
+            (b"", path) => path.to_vec(),
+            (name, b"") => name.to_vec(),
+            (name, path) => [name, b"/", path].concat(),
+        };
+        while let Ok(mut entry) = receiver.next_entry()? {
+            entry.path = below(&entry.path);
+            if let Kind::HardLink(target) = &mut entry.kind {
+                *target = below(target);
+            }
+            archive.append(&entry, &mut receiver)?;
         }
         archive.finish()
     };
