@@ -132,3 +132,15 @@ fn the_users_terminal_is_as_before_afterwards() {
     wait_for(&mut child, "restored\r\n");
     assert_eq!(exit_code(child), Some(0));
 }
+
+#[test]
+fn a_paste_of_a_megabyte_arrives_whole() {
+    let script = "stty raw -echo; echo ready; head -c 1048576 | md5sum; stty sane";
+    let mut child = in_terminal(&format!("-it busybox sh -c '{script}'"));
+    wait_for(&mut child, "ready");
+    let line = "0123456789abcdef".repeat(64);
+    type_in(&mut child, &line.repeat(1024));
+    // md5sum of those bytes.
+    wait_for(&mut child, "14d785daab3823736c981ca82a750c98");
+    assert_eq!(exit_code(child), Some(0));
+}

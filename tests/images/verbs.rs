@@ -287,7 +287,7 @@ fn disk_is_accounted_for_and_given_back() {
     let df = |format: &str| run(&place, &["system", "df", "--format", format]);
     assert_eq!(
         df("{{.Type}} {{.TotalCount}} {{.Active}}"),
-        "Images 2 0\nContainers 0 0\n"
+        "Images 2 0\nContainers 0 0\nLocal Volumes 0 0\n"
     );
     run(&place, &["tag", "old:1", "old:2"]);
     let one_more = run(
@@ -301,7 +301,7 @@ fn disk_is_accounted_for_and_given_back() {
         ],
     );
     assert_eq!(one_more.trim(), "0B 0B");
-    assert!(run(&place, &["system", "df"]).starts_with("TYPE         TOTAL   ACTIVE   SIZE"));
+    assert!(run(&place, &["system", "df"]).starts_with("TYPE            TOTAL   ACTIVE   SIZE"));
 
     run(&place, &["tag", "team/new:2", "old:1"]);
     run(&place, &["tag", "team/new:2", "old:2"]);

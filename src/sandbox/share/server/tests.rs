@@ -2,7 +2,10 @@
 
 use std::{fs, os::unix::fs::symlink, path::PathBuf};
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::{
+    socket::{AddressFamily, SockFlag, SockType, socketpair},
+    stat::{Mode, umask},
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -21,6 +24,13 @@ struct Bench {
     server: Server,
     device: OwnedFd,
     socket: OwnedFd,
+}
+
+impl Drop for Bench {
+    /// The library clears the process's umask, which other tests have as well.
+    fn drop(&mut self) {
+        umask(Mode::from_bits_truncate(0o022));
+    }
 }
 
 impl Bench {
