@@ -71,7 +71,7 @@ fn a70_what_is_killed_at_random_leaves_nothing_behind() {
         soak.make(name);
         soak.tell(&["rm", "-f", name]);
     }
-    let before = Host::look();
+    let before = Host::look_when_settled();
 
     let end = Instant::now() + Duration::from_secs(60 * minutes);
     for (name, _) in SERVICES {
@@ -95,7 +95,7 @@ fn a70_what_is_killed_at_random_leaves_nothing_behind() {
             end.wait();
         }
     }
-    let after = Host::look();
+    let after = Host::look_when_settled();
     println!("before: {}\nafter:  {}", before.text(), after.text());
     after.is_as(&before);
 }
@@ -250,6 +250,22 @@ struct Host {
 }
 
 impl Host {
+    /// Once the machines' processes have let go of their network devices, which may take them a moment longer than
+    /// all know of their end.
+    fn look_when_settled() -> Self {
+        let end = Instant::now() + Duration::from_secs(20);
+        let has_device = || {
+            let devices = entries(Path::new("/sys/class/net"));
+            devices
+                .iter()
+                .any(|path| path.to_string_lossy().contains("/pb-"))
+        };
+        while has_device() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Self::look()
+    }
+
     fn look() -> Self {
         // What is only cached is free.
         let _ = fs::write("/proc/sys/vm/drop_caches", "3");

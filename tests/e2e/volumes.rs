@@ -275,35 +275,3 @@ fn a22_who_serves_folders_has_nothing_else_and_its_death_is_told() {
     );
     told(&["rm", "served"]);
 }
-
-#[test]
-fn a51_postgresql_keeps_its_data_on_a_volume() {
-    let query = |name: &str, sql: &str| {
-        // It may be recovering.
-        let script = format!("until psql -U postgres -tAc '{sql}'; do sleep 1; done 2> /dev/null");
-        told(&["exec", name, "bash", "-c", &script])
-    };
-    let start = |name: &str| {
-        let mut arguments = vec!["run", "-d", "--network", "none", "--name", name];
-        arguments.extend(["-v", "pgdata:/var/lib/postgresql/data", "pgready"]);
-        told(&arguments);
-    };
-    // The volume is filled with the database that the image has there.
-    start("db");
-    query("db", "create table t as select generate_series(1, 1000) i");
-    let vmm = told(&["inspect", "-f", "{{.State.Pid}}", "db"]);
-    let kill = std::process::Command::new("kill")
-        .args(["-9", vmm.trim()])
-        .status();
-    assert!(kill.expect("kill runs").success());
-    assert_eq!(told(&["wait", "db"]), "137\n");
-    told(&["start", "db"]);
-    assert_eq!(query("db", "select sum(i) from t"), "500500\n");
-    query("db", "insert into t values (500)");
-    told(&["stop", "-t", "60", "db"]);
-    told(&["rm", "db"]);
-    start("next");
-    assert_eq!(query("next", "select sum(i) from t"), "501000\n");
-    told(&["rm", "-f", "-v", "next"]);
-    told(&["volume", "rm", "pgdata"]);
-}
