@@ -213,6 +213,18 @@ fn send(control: &OwnedFd, text: &[u8], descriptors: &[OwnedFd]) {
     sendmsg::<()>(control.as_raw_fd(), &vectors, &rights, flags, None).unwrap();
 }
 
+/// A machine that runs `code`, in a process of its own.
+fn spawn_machine(code: &[u8]) -> Option<(Child, OwnedFd)> {
+    let (config, descriptors) = machine(code)?;
+    let (child, control) = spawn();
+    send(
+        &control,
+        &serde_json::to_vec(&config).unwrap(),
+        &descriptors,
+    );
+    Some((child, control))
+}
+
 /// The next event; `None` when the machine's process is gone.
 fn receive(control: &OwnedFd) -> Option<Event> {
     let mut buffer = [0; 4096];
@@ -226,15 +238,9 @@ fn receive(control: &OwnedFd) -> Option<Event> {
 
 #[test]
 fn a_process_tells_its_parent_how_its_machine_fares() {
-    let Some((config, descriptors)) = machine(POWER_OFF) else {
+    let Some((mut child, control)) = spawn_machine(POWER_OFF) else {
         return;
     };
-    let (mut child, control) = spawn();
-    send(
-        &control,
-        &serde_json::to_vec(&config).unwrap(),
-        &descriptors,
-    );
 
     let Some(Event::Running {
         process_started_ns,
@@ -251,15 +257,9 @@ fn a_process_tells_its_parent_how_its_machine_fares() {
 
 #[test]
 fn a51_a_machine_goes_with_its_parent() {
-    let Some((config, descriptors)) = machine(SPIN) else {
+    let Some((mut child, control)) = spawn_machine(SPIN) else {
         return;
     };
-    let (mut child, control) = spawn();
-    send(
-        &control,
-        &serde_json::to_vec(&config).unwrap(),
-        &descriptors,
-    );
     assert!(matches!(receive(&control), Some(Event::Running { .. })));
     drop(control);
     child.wait().unwrap();
@@ -308,15 +308,9 @@ fn settle(control: &OwnedFd) {
 
 #[test]
 fn a_machine_pauses_resumes_and_keeps_to_its_share() {
-    let Some((config, descriptors)) = machine(SPIN) else {
+    let Some((mut child, control)) = spawn_machine(SPIN) else {
         return;
     };
-    let (mut child, control) = spawn();
-    send(
-        &control,
-        &serde_json::to_vec(&config).unwrap(),
-        &descriptors,
-    );
     assert!(matches!(receive(&control), Some(Event::Running { .. })));
     let moment = Duration::from_millis(200);
 

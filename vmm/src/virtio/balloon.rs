@@ -117,10 +117,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn activate(&mut self, context: ActivateContext) -> Result<(), ActivateError> {
-        let events = |source| ActivateError::Events {
-            device: NAME,
-            source,
-        };
+        let events = ActivateError::events(NAME);
         let ActivateContext {
             memory,
             queues,
@@ -133,13 +130,9 @@ impl VirtioDevice for Balloon {
         for (queue, token) in queues.iter().zip(Token::QUEUES) {
             poller.add_queue(queue, token).map_err(events)?;
         }
-        let worker = Worker::spawn(NAME, move |stop| {
+        self.worker = Some(Worker::spawn(NAME, move |stop| {
             // The queue has told the driver where it broke it.
             let _ = serve(&memory, queues, poller, &stop);
-        });
-        self.worker = Some(worker.map_err(|source| ActivateError::SpawnWorker {
-            device: NAME,
-            source,
         })?);
         *self.size.interrupt() = Some(interrupt);
         Ok(())

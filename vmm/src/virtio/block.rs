@@ -100,10 +100,7 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, context: ActivateContext) -> Result<(), ActivateError> {
-        let events = |source| ActivateError::Events {
-            device: NAME,
-            source,
-        };
+        let events = ActivateError::events(NAME);
         let mut poller = Poller::new().map_err(events)?;
         for queue in &context.queues {
             poller.add_queue(queue, Token::Kick).map_err(events)?;
@@ -115,15 +112,11 @@ impl VirtioDevice for Block {
                 .map_err(events)?;
         }
         let (disk, meter) = (self.disk.clone(), self.meter.clone());
-        let worker = Worker::spawn("block", move |stop| {
+        self.worker = Some(Worker::spawn("block", move |stop| {
             // A worker that cannot see its end is one that must not start.
             if poller.add(&stop, EventSet::IN, Token::Stop).is_ok() {
                 serve(&disk, &poller, context.queues, limiter, &meter);
             }
-        });
-        self.worker = Some(worker.map_err(|source| ActivateError::SpawnWorker {
-            device: NAME,
-            source,
         })?);
         Ok(())
     }

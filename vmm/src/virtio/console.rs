@@ -104,10 +104,7 @@ impl VirtioDevice for Console {
     }
 
     fn activate(&mut self, context: ActivateContext) -> Result<(), ActivateError> {
-        let events = |source| ActivateError::Events {
-            device: "console",
-            source,
-        };
+        let events = ActivateError::events("console");
         let transmit = context.queues.into_iter().nth(1);
         let transmit = transmit.ok_or_else(|| events(io::ErrorKind::NotFound.into()))?;
         let mut poller = Poller::new().map_err(events)?;
@@ -119,14 +116,10 @@ impl VirtioDevice for Console {
             tail: self.tail.clone(),
             output: None,
         });
-        let worker = Worker::spawn("console", move |stop| {
+        self.worker = Some(Worker::spawn("console", move |stop| {
             // The queue has told the driver where it broke it.
             let _ = sink.serve(transmit, poller, &stop);
             sink
-        });
-        self.worker = Some(worker.map_err(|source| ActivateError::SpawnWorker {
-            device: "console",
-            source,
         })?);
         Ok(())
     }

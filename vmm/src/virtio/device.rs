@@ -93,3 +93,10 @@ pub enum ActivateError {
         source: io::Error,
     },
 }
+
+impl ActivateError {
+    /// Makes what a system call says about the events of `device` an error.
+    pub fn events(device: &'static str) -> impl Fn(io::Error) -> Self + Copy {
+        move |source| Self::Events { device, source }
+    }
+}

@@ -85,20 +85,13 @@ impl VirtioDevice for Fs {
     }
 
     fn activate(&mut self, context: ActivateContext) -> Result<(), ActivateError> {
-        let events = |source| ActivateError::Events {
-            device: NAME,
-            source,
-        };
+        let events = ActivateError::events(NAME);
         let link = self
             .link
             .take()
             .ok_or_else(|| events(io::ErrorKind::NotConnected.into()))?;
         let carrier = Carrier::new(link, context).map_err(events)?;
-        let worker = Worker::spawn(NAME, move |stop| carrier.run(&stop));
-        self.worker = Some(worker.map_err(|source| ActivateError::SpawnWorker {
-            device: NAME,
-            source,
-        })?);
+        self.worker = Some(Worker::spawn(NAME, move |stop| carrier.run(&stop))?);
         Ok(())
     }
 

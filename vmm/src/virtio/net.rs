@@ -138,20 +138,13 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, context: ActivateContext) -> Result<(), ActivateError> {
-        let events = |source| ActivateError::Events {
-            device: NAME,
-            source,
-        };
+        let events = ActivateError::events(NAME);
         let port = self
             .port
             .take()
             .ok_or_else(|| events(io::ErrorKind::NotConnected.into()))?;
         let server = Server::new(port, context).map_err(events)?;
-        let worker = Worker::spawn(NAME, move |stop| server.run(&stop));
-        self.worker = Some(worker.map_err(|source| ActivateError::SpawnWorker {
-            device: NAME,
-            source,
-        })?);
+        self.worker = Some(Worker::spawn(NAME, move |stop| server.run(&stop))?);
         Ok(())
     }
 

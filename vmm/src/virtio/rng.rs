@@ -49,23 +49,16 @@ impl VirtioDevice for Rng {
     }
 
     fn activate(&mut self, context: ActivateContext) -> Result<(), ActivateError> {
-        let events = |source| ActivateError::Events {
-            device: "rng",
-            source,
-        };
+        let events = ActivateError::events("rng");
         let requests = context.queues.into_iter().next();
         let requests = requests.ok_or_else(|| events(io::ErrorKind::NotFound.into()))?;
         let mut poller = Poller::new().map_err(events)?;
         poller
             .add_queue(&requests, Token::Requests)
             .map_err(events)?;
-        let worker = Worker::spawn("rng", move |stop| {
+        self.worker = Some(Worker::spawn("rng", move |stop| {
             // The queue has told the driver where it broke it.
             let _ = serve(requests, poller, &stop);
-        });
-        self.worker = Some(worker.map_err(|source| ActivateError::SpawnWorker {
-            device: "rng",
-            source,
         })?);
         Ok(())
     }

@@ -91,10 +91,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&mut self, context: ActivateContext) -> Result<(), ActivateError> {
-        let events = |source| ActivateError::Events {
-            device: "vsock",
-            source,
-        };
+        let events = ActivateError::events("vsock");
         let mut queues = context.queues.into_iter();
         let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
             return Err(events(io::ErrorKind::NotFound.into()));
@@ -118,13 +115,7 @@ impl VirtioDevice for Vsock {
             transmit,
             acknowledgement,
         };
-        let worker = Worker::spawn("vsock", move |stop| server.run(&stop)).map_err(|source| {
-            ActivateError::SpawnWorker {
-                device: "vsock",
-                source,
-            }
-        })?;
-        self.worker = Some(worker);
+        self.worker = Some(Worker::spawn("vsock", move |stop| server.run(&stop))?);
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use std::thread::{Builder, JoinHandle};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::DeviceQueue;
+use super::{ActivateError, DeviceQueue};
 
 /// Address space of a worker's stack in bytes; only what it touches becomes memory.
 const STACK: usize = 128 << 10;
@@ -21,20 +21,26 @@ pub struct Worker<S> {
 }
 
 impl<S: Send + 'static> Worker<S> {
-    /// Starts a thread named `name` that runs `run`, which has to return soon after the eventfd
+    /// Starts the thread of `device`, named after it, that runs `run`, which has to return soon after the eventfd
     /// it is given becomes readable.
     ///
     /// # Errors
     ///
     /// When the host has no thread or descriptor left. What `run` holds is dropped then.
-    pub fn spawn(name: &str, run: impl FnOnce(EventFd) -> S + Send + 'static) -> io::Result<Self> {
-        let stop = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
-        let seen = stop.try_clone()?;
-        let thread = Builder::new()
-            .name(name.to_owned())
-            .stack_size(STACK)
-            .spawn(move || run(seen))?;
-        Ok(Self { stop, thread })
+    pub fn spawn(
+        device: &'static str,
+        run: impl FnOnce(EventFd) -> S + Send + 'static,
+    ) -> Result<Self, ActivateError> {
+        let start = || {
+            let stop = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
+            let seen = stop.try_clone()?;
+            let thread = Builder::new()
+                .name(device.to_owned())
+                .stack_size(STACK)
+                .spawn(move || run(seen))?;
+            Ok(Self { stop, thread })
+        };
+        start().map_err(|source| ActivateError::SpawnWorker { device, source })
     }
 
     /// Stops the thread, waits for its end and returns what it worked with.
