@@ -69,7 +69,7 @@ fn a70_what_is_killed_at_random_leaves_nothing_behind() {
     // Once round, for what is made at the first use and stays.
     for (name, _) in SERVICES {
         soak.make(name);
-        soak.tell(&["rm", "-f", name]);
+        soak.tell(&["rm", "-f", "-v", name]);
     }
     let before = Host::look_when_settled();
 
@@ -88,7 +88,7 @@ fn a70_what_is_killed_at_random_leaves_nothing_behind() {
         assert!(soak.tell(&["exec", name, "true"]), "{name} does not answer");
     }
     for (name, _) in SERVICES {
-        soak.tell(&["rm", "-f", name]);
+        soak.tell(&["rm", "-f", "-v", name]);
     }
     for pid in processes() {
         if let Some(end) = process_end(pid) {
@@ -153,7 +153,7 @@ impl Soak {
             "restart" => drop(self.tell(&["restart", "-t", "0", name])),
             "kill" => drop(self.tell(&["kill", name])),
             "rm -f" => {
-                self.tell(&["rm", "-f", name]);
+                self.tell(&["rm", "-f", "-v", name]);
                 self.make(name);
             }
             "kill -9 VMM" => self.kill_one_of("vmm-process"),

@@ -108,13 +108,14 @@ fn a51_a_container_is_started_again_as_its_policy_says() {
     assert_eq!(field("failing", ended), "2 3 exited");
     told(&["rm", "failing"]);
 
-    // Between two runs it is restarting, and can be stopped.
+    // Between two runs it is restarting, and can be stopped. After the seventh it waits for 6.4 s, which leaves time
+    // for the commands below on a slow host.
     let mut events = Events::of("again");
     start(
         "again",
         &["--restart", "always", "busybox", "sh", "-c", "exit 1"],
     );
-    for _ in 0..5 {
+    for _ in 0..7 {
         events.until("die");
     }
     assert!(listed("again", "{{.Status}}").starts_with("Restarting (1)"));
