@@ -32,4 +32,4 @@ pub use queue::{Deferred, DeviceQueue, Filled, QueueError, Taken};
 pub use rate::Bucket;
 pub use rng::Rng;
 pub use vsock::{Connector, Vsock};
-pub use worker::{Poller, Worker};
+pub use worker::{Poller, ServeError, Worker};

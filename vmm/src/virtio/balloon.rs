@@ -15,7 +15,7 @@ use crate::memory::{self, GuestMemory};
 
 use super::device::copy_config;
 use super::{
-    ActivateContext, ActivateError, Buffers, DeviceQueue, Interrupt, Poller, QueueError,
+    ActivateContext, ActivateError, Buffers, DeviceQueue, Interrupt, Poller, ServeError,
     VirtioDevice, Worker,
 };
 
@@ -159,15 +159,6 @@ enum Token {
 impl Token {
     /// In the order of the queues.
     const QUEUES: [Self; 3] = [Self::Inflate, Self::Deflate, Self::Report];
-}
-
-/// Why the worker ends before it is stopped.
-#[derive(Debug, thiserror::Error)]
-enum ServeError {
-    #[error(transparent)]
-    Queue(#[from] QueueError),
-    #[error(transparent)]
-    Events(#[from] io::Error),
 }
 
 fn serve(

@@ -12,7 +12,7 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    ActivateContext, ActivateError, Buffers, DeviceQueue, Poller, QueueError, VirtioDevice, Worker,
+    ActivateContext, ActivateError, Buffers, DeviceQueue, Poller, ServeError, VirtioDevice, Worker,
 };
 use crate::output::Output;
 
@@ -136,15 +136,6 @@ impl VirtioDevice for Console {
 enum Token {
     Stop,
     Transmit,
-}
-
-/// Why the worker ends before it is stopped.
-#[derive(Debug, thiserror::Error)]
-enum ServeError {
-    #[error(transparent)]
-    Queue(#[from] QueueError),
-    #[error(transparent)]
-    Events(#[from] io::Error),
 }
 
 impl Sink {

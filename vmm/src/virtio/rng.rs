@@ -6,7 +6,7 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    ActivateContext, ActivateError, Buffers, DeviceQueue, Poller, QueueError, VirtioDevice, Worker,
+    ActivateContext, ActivateError, Buffers, DeviceQueue, Poller, ServeError, VirtioDevice, Worker,
 };
 
 /// Device ID (virtio 1.2, 5.4.1).
@@ -75,15 +75,6 @@ impl VirtioDevice for Rng {
 enum Token {
     Stop,
     Requests,
-}
-
-/// Why the worker ends before it is stopped.
-#[derive(Debug, thiserror::Error)]
-enum ServeError {
-    #[error(transparent)]
-    Queue(#[from] QueueError),
-    #[error(transparent)]
-    Events(#[from] io::Error),
 }
 
 fn serve(

@@ -22,7 +22,7 @@ use crate::config::VsockConfig;
 
 use super::device::copy_config;
 use super::{
-    ActivateContext, ActivateError, DeviceQueue, Poller, QueueError, VirtioDevice, Worker,
+    ActivateContext, ActivateError, DeviceQueue, Poller, ServeError, VirtioDevice, Worker,
 };
 use acknowledgement::Acknowledgement;
 use mux::{ConnectionId, Mux};
@@ -133,15 +133,6 @@ struct Server {
     receive: DeviceQueue,
     transmit: DeviceQueue,
     acknowledgement: Acknowledgement,
-}
-
-/// Why the worker ends.
-#[derive(Debug, thiserror::Error)]
-enum ServeError {
-    #[error(transparent)]
-    Queue(#[from] QueueError),
-    #[error(transparent)]
-    Events(#[from] io::Error),
 }
 
 impl Server {

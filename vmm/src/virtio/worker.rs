@@ -8,10 +8,21 @@ use std::thread::{Builder, JoinHandle};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{ActivateError, DeviceQueue};
+use super::{ActivateError, DeviceQueue, QueueError};
 
 /// Address space of a worker's stack in bytes; only what it touches becomes memory.
 const STACK: usize = 128 << 10;
+
+/// Why a worker ends before it is stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The guest broke a queue.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// The host refused to wait for events, or to serve one.
+    #[error(transparent)]
+    Events(#[from] io::Error),
+}
 
 /// A device's thread. What it works with (`S`) comes back when it is stopped.
 #[derive(Debug)]

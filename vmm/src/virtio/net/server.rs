@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::block_signal;
 
 use crate::virtio::{
-    ActivateContext, Buffers, DeviceQueue, Filled, Interrupt, Meter, Poller, QueueError,
+    ActivateContext, Buffers, DeviceQueue, Filled, Interrupt, Meter, Poller, QueueError, ServeError,
 };
 
 use super::backend::{Backend, Incoming, Outgoing};
@@ -37,15 +37,6 @@ enum Token {
     /// The guest sent frames.
     Transmit,
     Backend,
-}
-
-/// Why the worker ends before it is stopped.
-#[derive(Debug, thiserror::Error)]
-enum ServeError {
-    #[error(transparent)]
-    Queue(#[from] QueueError),
-    #[error(transparent)]
-    Events(#[from] io::Error),
 }
 
 /// The worker.
