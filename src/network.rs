@@ -18,7 +18,6 @@ mod holder;
 mod lease;
 mod link;
 pub mod names;
-mod netlink;
 pub mod port;
 mod proxy;
 pub mod resolver;

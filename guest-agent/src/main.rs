@@ -23,7 +23,6 @@ mod fill;
 mod init;
 mod mount;
 mod names;
-mod netlink;
 mod network;
 mod power;
 mod process;

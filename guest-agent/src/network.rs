@@ -3,20 +3,16 @@
 //! Knows what the few messages look like that this takes, and reads nothing back but errors. MAC and
 //! MTU come with the device.
 
-use std::{
-    io,
-    net::IpAddr,
-    os::fd::{AsFd, OwnedFd},
-};
+use std::{io, net::IpAddr, os::fd::AsFd};
 
 use libc::{IFA_ADDRESS, IFA_F_NODAD, IFA_LOCAL, IFF_UP, NLM_F_ACK, NLM_F_CREATE};
+use netlink::{Message, Netlink, Part};
 use protocol::{Interface, Resolver, StartStage};
 use rustix::net::netdevice::name_to_index;
 
 use crate::{
     failure::{At, Failure},
     names,
-    netlink::{self, Message},
 };
 
 /// The gateway need not be in the subnet of an address (linux/rtnetlink.h).
@@ -24,7 +20,7 @@ const RTNH_F_ONLINK: u32 = 4;
 
 /// A connection to the kernel's routing tables.
 pub struct Network {
-    socket: OwnedFd,
+    socket: Netlink,
 }
 
 impl Network {
@@ -34,8 +30,7 @@ impl Network {
     ///
     /// Those of the kernel.
     pub fn open() -> io::Result<Self> {
-        // NETLINK_ROUTE is 0.
-        let socket = netlink::open(None)?;
+        let socket = Netlink::open(Part::Route)?;
         let network = Self { socket };
         // The first interface of every network namespace.
         network.up(1)?;
@@ -76,7 +71,7 @@ impl Network {
         message.put(&[0; 4]).put(&index.to_ne_bytes());
         // Flags, and which of them to change.
         message.put(&up.to_ne_bytes()).put(&up.to_ne_bytes());
-        netlink::ask(&self.socket, &message.finish())
+        self.socket.ask(&message.finish())
     }
 
     /// `RTM_NEWADDR` with `struct ifaddrmsg`. Nobody else has the address: there is nothing to detect.
@@ -87,7 +82,7 @@ impl Network {
             .put(&index.to_ne_bytes());
         message.attribute(IFA_LOCAL, &octets(ip));
         message.attribute(IFA_ADDRESS, &octets(ip));
-        netlink::ask(&self.socket, &message.finish())
+        self.socket.ask(&message.finish())
     }
 
     /// `RTM_NEWROUTE` with `struct rtmsg`: the default route.
@@ -104,7 +99,7 @@ impl Network {
             .put(&RTNH_F_ONLINK.to_ne_bytes());
         message.attribute(libc::RTA_GATEWAY, &octets(gateway));
         message.attribute(libc::RTA_OIF, &index.to_ne_bytes());
-        netlink::ask(&self.socket, &message.finish())
+        self.socket.ask(&message.finish())
     }
 }
 

@@ -7,9 +7,7 @@
 use std::{io, net::Ipv4Addr};
 
 use libc::{IPPROTO_TCP, IPPROTO_UDP, NLM_F_ACK, NLM_F_CREATE};
-use rustix::net::netlink::NETFILTER;
-
-use crate::netlink::{self, Message};
+use netlink::{Message, Netlink, Part};
 
 /// The port that name servers are asked at.
 const DNS: u16 = 53;
@@ -43,8 +41,7 @@ enum Header {
 ///
 /// The kernel's.
 pub fn redirect(address: Ipv4Addr, udp: u16, tcp: u16) -> io::Result<()> {
-    let socket = netlink::open(Some(NETFILTER))?;
-    netlink::ask(&socket, &rules(address, udp, tcp))
+    Netlink::open(Part::Netfilter)?.ask(&rules(address, udp, tcp))
 }
 
 /// All of it, as one transaction.

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
+use netlink::{Netlink, Part};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -15,8 +16,6 @@ use netlink_packet_route::{
     },
 };
 use nix::net::if_::if_nametoindex;
-
-use super::netlink::{Netlink, Part};
 
 /// Makes a bridge, which is down.
 ///

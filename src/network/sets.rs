@@ -3,12 +3,10 @@
 
 use std::io;
 
+use netlink::{Message, Netlink, Part};
 use sha2::{Digest, Sha256};
 
-use super::{
-    lease::Lease,
-    netlink::{Message, Netlink, Part},
-};
+use super::lease::Lease;
 
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
@@ -140,7 +138,7 @@ fn elements(lease: &Lease) -> Vec<Element> {
 ///
 /// The kernel's.
 pub fn fingerprint() -> io::Result<String> {
-    let mut netlink = Netlink::open(Part::Netfilter)?;
+    let netlink = Netlink::open(Part::Netfilter)?;
     let mut hash = Sha256::new();
     for family in [Family::Inet, Family::Bridge] {
         let mut request = message(GETRULE, libc::NLM_F_DUMP, family);

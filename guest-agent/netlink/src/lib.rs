@@ -1,12 +1,15 @@
-//! Netlink sockets (netlink(7)), and the messages that no crate builds.
+//! Netlink sockets (netlink(7)), and messages put together by hand: what the agent, which is kept small, and the host
+//! say to the kernel where no crate builds it.
+#![forbid(unsafe_code)]
 
 use std::{
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink::NETFILTER, recv, send,
+    socket_with,
 };
 
 /// Bytes of `struct nlmsghdr`.
@@ -35,15 +38,13 @@ impl Netlink {
     /// Those of socket(2).
     pub fn open(part: Part) -> io::Result<Self> {
         let protocol = match part {
-            Part::Route => SockProtocol::NetlinkRoute,
-            Part::Netfilter => SockProtocol::NetlinkNetFilter,
+            // Protocol zero of the family.
+            Part::Route => None,
+            Part::Netfilter => Some(NETFILTER),
         };
-        Ok(Self(socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            protocol,
-        )?))
+        let (raw, closing) = (SocketType::RAW, SocketFlags::CLOEXEC);
+        let socket = socket_with(AddressFamily::NETLINK, raw, closing, protocol)?;
+        Ok(Self(socket))
     }
 
     /// Sends requests of which the last one alone wants an acknowledgement, and waits for that, or for the first error.
@@ -51,10 +52,10 @@ impl Netlink {
     /// # Errors
     ///
     /// The kernel's.
-    pub fn ask(&mut self, requests: &[u8]) -> io::Result<()> {
-        send(self.0.as_raw_fd(), requests, MsgFlags::empty())?;
+    pub fn ask(&self, requests: &[u8]) -> io::Result<()> {
+        send(&self.0, requests, SendFlags::empty())?;
         let mut buffer = vec![0; BUFFER];
-        let length = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        let (length, _) = recv(&self.0, &mut buffer[..], RecvFlags::empty())?;
         match messages(&buffer[..length]).next() {
             Some((kind, payload)) => error(kind, payload).unwrap_or(Ok(())),
             None => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -66,11 +67,11 @@ impl Netlink {
     /// # Errors
     ///
     /// The kernel's.
-    pub fn dump(&mut self, request: &[u8], mut take: impl FnMut(&[u8])) -> io::Result<()> {
-        send(self.0.as_raw_fd(), request, MsgFlags::empty())?;
+    pub fn dump(&self, request: &[u8], mut take: impl FnMut(&[u8])) -> io::Result<()> {
+        send(&self.0, request, SendFlags::empty())?;
         let mut buffer = vec![0; BUFFER];
         loop {
-            let length = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            let (length, _) = recv(&self.0, &mut buffer[..], RecvFlags::empty())?;
             for (kind, payload) in messages(&buffer[..length]) {
                 if kind == libc::NLMSG_DONE as u16 {
                     return Ok(());
@@ -81,6 +82,13 @@ impl Netlink {
                 }
             }
         }
+    }
+}
+
+impl AsFd for Netlink {
+    /// For requests that any socket takes.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -186,8 +194,22 @@ mod tests {
     }
 
     #[test]
+    fn a_message_is_laid_out_as_the_kernel_reads_it() {
+        let mut message = Message::new(libc::RTM_NEWADDR, libc::NLM_F_ACK);
+        message.put(&[2, 24, 0, 0]).put(&7u32.to_ne_bytes());
+        message.attribute(libc::IFA_LOCAL, &[10, 0, 0, 1]);
+        message.attribute(libc::IFA_ADDRESS, b"12345");
+        let bytes = message.finish();
+        assert_eq!(bytes[..4], 44u32.to_ne_bytes());
+        assert_eq!(bytes[4..8], [20, 0, 5, 0]);
+        assert_eq!(bytes[16..24], [2, 24, 0, 0, 7, 0, 0, 0]);
+        assert_eq!(bytes[24..32], [8, 0, 2, 0, 10, 0, 0, 1]);
+        assert_eq!(bytes[32..], *b"\x09\0\x01\x0012345\0\0\0");
+    }
+
+    #[test]
     fn the_kernels_refusal_is_an_error() {
-        let mut netlink = Netlink::open(Part::Route).unwrap();
+        let netlink = Netlink::open(Part::Route).unwrap();
         // RTM_NEWLINK of an interface that cannot be.
         let mut message = Message::new(libc::RTM_NEWLINK, libc::NLM_F_ACK);
         message
