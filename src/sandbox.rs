@@ -8,6 +8,7 @@ pub mod disk;
 mod initramfs;
 pub mod kernel;
 mod lower;
+mod own_process;
 pub mod share;
 
 use std::{
@@ -16,23 +17,17 @@ use std::{
     mem::MaybeUninit,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::{
-            net::UnixStream,
-            process::{CommandExt, ExitStatusExt},
-        },
+        unix::{net::UnixStream, process::ExitStatusExt},
     },
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::Child,
     thread,
 };
 
 use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
     sched::{CpuSet, sched_setaffinity},
-    sys::{
-        memfd::{MFdFlags, memfd_create},
-        socket::{AddressFamily, SockFlag, SockType, socketpair},
-    },
+    sys::memfd::{MFdFlags, memfd_create},
     unistd::{Pid, ftruncate},
 };
 use rustix::{
@@ -184,26 +179,9 @@ impl Sandbox {
                 resource => resource.open(&mut links),
             })
             .collect::<Result<_, _>>()?;
-        let (control, theirs) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .map_err(|error| SandboxError::Spawn(error.into()))?;
         let log = append(&config.log)?;
-        let vmm = Command::new("/proc/self/exe")
-            .arg0("pillbug")
-            .args([VMM_PROCESS, &config.label])
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(Stdio::from(log))
-            .current_dir("/")
-            .env_clear()
-            // A terminal's Ctrl-C is for the container, not for its VM.
-            .process_group(0)
-            .spawn()
-            .map_err(SandboxError::Spawn)?;
+        let (vmm, control) =
+            own_process::start(VMM_PROCESS, &config.label, log).map_err(SandboxError::Spawn)?;
         let sandbox = Self {
             vmm_pid: vmm.id(),
             vmm: Some(vmm),

@@ -14,23 +14,22 @@ use std::{
     fs::File,
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::process::CommandExt,
-    },
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::Child,
 };
 
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair},
+    sys::socket::{Shutdown, shutdown},
 };
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::own_process;
 
 /// First argument of the share process; whoever parses the command line hands over to it.
 pub const SHARE_PROCESS: &str = "share-process";
@@ -103,23 +102,13 @@ impl Shares {
     ///
     /// [`ShareError`]; nothing is left running.
     pub fn start(label: &str, shares: &[Share], log: File) -> Result<(Self, OwnedFd), ShareError> {
-        let (control, theirs) = pair()?;
-        let (device, server) = pair()?;
-        let first = Command::new("/proc/self/exe")
-            .arg0("pillbug")
-            .args([SHARE_PROCESS, label])
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(Stdio::from(log))
-            .current_dir("/")
-            .env_clear()
-            .process_group(0)
-            .spawn()
-            .map_err(ShareError::Start)?;
+        let (first, control) =
+            own_process::start(SHARE_PROCESS, label, log).map_err(ShareError::Start)?;
         let mut this = Self { control, first };
         if !rustix::process::geteuid().is_root() {
             this.give_users()?;
         }
+        let (device, server) = own_process::pair().map_err(ShareError::Start)?;
         let serve = ToProcess::Serve(shares.to_vec());
         send(this.control.as_fd(), &serve, Some(server.as_fd())).map_err(ShareError::Talk)?;
         Ok((this, device))
@@ -174,16 +163,6 @@ impl Drop for Shares {
             }
         }
     }
-}
-
-fn pair() -> Result<(OwnedFd, OwnedFd), ShareError> {
-    socketpair(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        None,
-        SockFlag::SOCK_CLOEXEC,
-    )
-    .map_err(|error| ShareError::Start(error.into()))
 }
 
 fn send(
