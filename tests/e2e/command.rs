@@ -51,6 +51,12 @@ pub fn output_of<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = 
     String::from_utf8(assert.get_output().stdout.clone()).expect("output is text")
 }
 
+/// What `pillbug ARGUMENTS...` printed, once it succeeded.
+pub fn told(arguments: &[&str]) -> String {
+    let assert = pillbug().args(arguments).assert().success();
+    String::from_utf8(assert.get_output().stdout.clone()).expect("output is text")
+}
+
 /// `run` in the background, its streams in the test's hands.
 pub fn spawn(arguments: &[&str]) -> Running {
     let mut child = std::process::Command::new(program())

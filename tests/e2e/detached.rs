@@ -5,13 +5,7 @@ use std::io::Read;
 use predicates::{prelude::*, str::contains};
 use tempfile::TempDir;
 
-use crate::command::{pillbug, processes, run, spawn, state_root, traces};
-
-/// What `pillbug ARGUMENTS...` printed, once it succeeded.
-pub fn told(arguments: &[&str]) -> String {
-    let assert = pillbug().args(arguments).assert().success();
-    String::from_utf8(assert.get_output().stdout.clone()).expect("output is text")
-}
+use crate::command::{pillbug, processes, run, spawn, state_root, told, traces};
 
 /// `ps -a` of one container, in these fields.
 pub fn listed(name: &str, fields: &str) -> String {

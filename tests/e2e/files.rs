@@ -10,13 +10,7 @@ use std::{
 use predicates::{prelude::*, str::contains};
 use tempfile::TempDir;
 
-use crate::command::{output_of, pillbug, program};
-
-/// What `pillbug ARGUMENTS...` printed, once it succeeded.
-fn told(arguments: &[&str]) -> String {
-    let assert = pillbug().args(arguments).assert().success();
-    String::from_utf8(assert.get_output().stdout.clone()).expect("output is text")
-}
+use crate::command::{output_of, pillbug, program, told};
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("a plain path")

@@ -8,13 +8,7 @@ use std::{
 use predicates::{prelude::*, str::contains};
 use serde_json::Value;
 
-use crate::command::{pillbug, run};
-
-/// What `pillbug ARGUMENTS...` printed, once it succeeded.
-fn told(arguments: &[&str]) -> String {
-    let assert = pillbug().args(arguments).assert().success();
-    String::from_utf8(assert.get_output().stdout.clone()).expect("output is text")
-}
+use crate::command::{pillbug, run, told};
 
 /// A field of `stats`.
 fn stat(name: &str, field: &str) -> String {

@@ -7,8 +7,7 @@ use nix::{
 use predicates::str::contains;
 
 use crate::{
-    command::{pillbug, processes, state_root},
-    detached::told,
+    command::{pillbug, processes, state_root, told},
     supervision::{field, start, supervisor},
 };
 

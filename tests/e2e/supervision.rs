@@ -12,8 +12,8 @@ use nix::{
 use predicates::{prelude::*, str::contains};
 
 use crate::{
-    command::{pillbug, processes, program},
-    detached::{listed, told},
+    command::{pillbug, processes, program, told},
+    detached::listed,
 };
 
 /// What happens to a container, as `pillbug events` tells it.

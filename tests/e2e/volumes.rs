@@ -9,13 +9,7 @@ use std::{
 use predicates::str::contains;
 use tempfile::TempDir;
 
-use crate::command::{output_of, pillbug, processes, run};
-
-/// What `pillbug ARGUMENTS...` printed, once it succeeded.
-fn told(arguments: &[&str]) -> String {
-    let assert = pillbug().args(arguments).assert().success();
-    String::from_utf8(assert.get_output().stdout.clone()).expect("output is text")
-}
+use crate::command::{output_of, pillbug, processes, run, told};
 
 /// A folder of the host, as `SOURCE:TARGET` names it.
 fn bind(source: &Path, target: &str) -> String {
