@@ -36,9 +36,8 @@ lab: ## a shell on an emulated KVM host
 soak: setup ## services used and killed at random in the lab, for MINUTES=60
 	@tests/soak.sh $(or $(MINUTES),60)
 
-bench: setup ## start times, memory and images, measured, where it takes KVM in the lab
-	@tests/bench/run.sh
-	@tests/bench/images.sh
+bench: setup ## starts, memory, images, running containers, volumes and networks measured, where it takes KVM in the lab
+	@for bench in run images containers volumes network; do tests/bench/$$bench.sh || exit 1; done
 
 install: all ## install to PREFIX (/usr/local)
 	install -D -m 755 target/release/pillbug $(DESTDIR)$(PREFIX)/bin/pillbug

@@ -14,7 +14,7 @@ needs=(
   docker-registry:docker-registry podman:podman openssl:openssl      # registries, and what reads and writes them
   strace:strace unshare:util-linux                                   # faults
   nft:nftables passt:passt ip:iproute2 tcpdump:tcpdump               # networks
-  /usr/bin/time:time                                                 # benches
+  /usr/bin/time:time runc:runc crun:crun python3:python3 ss:iproute2 /usr/lib/qemu/virtiofsd:qemu-system-common   # benches
   mkfs.erofs:erofs-utils mke2fs:e2fsprogs setcap:libcap2-bin         # what is checked against
 )
 [ -n "${KERNEL_SOURCE:-}" ] || needs+=(/usr/src/linux-source-6.12.tar.xz:linux-source-6.12)

@@ -7,32 +7,17 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=${1:-10}
 
-# In the lab: starts of two images in turn, milliseconds from the command to its end.
+. tests/bench/lab.bash
+
+# In the lab: starts of two images in turn, from the command to its end.
 if [ "${1:-}" = --here ]; then
-  here=/run/bench
-  mkdir -p $here
-  cp target/release/pillbug "$PILLBUG_KERNEL" $here
-  cp -r "$PILLBUG_ROOT" $here/root
-  export PILLBUG_ROOT=$here/root PILLBUG_KERNEL=$here/vmlinux TMPDIR=/run
-  cd $here
+  settle
   for ((run = -1; run < $2; run++)); do
     for image in busybox smallfiles; do
-      start=${EPOCHREALTIME/./}
-      ./pillbug run --rm $image true
-      end=${EPOCHREALTIME/./}
       # The first run of each fills the caches.
-      [ $run = -1 ] || echo "$image $((end - start))"
+      timed $image pillbug run --rm $image true | { [ $run -lt 0 ] && cat > /dev/null || cat; }
     done
-  done | sort -k1,1 -k2,2n | awk '
-    { values[$1, ++count[$1]] = $2 / 1000 }
-    END {
-      for (image in count) {
-        n = count[image]
-        p50[image] = values[image, int((n + 1) / 2)]
-        printf "%-11s p50 %8.1f ms   p90 %8.1f ms\n", image, p50[image], values[image, int((n * 9 + 9) / 10)]
-      }
-      printf "smallfiles / busybox %.3f\n", p50["smallfiles"] / p50["busybox"]
-    }'
+  done | summary
   exit
 fi
 
@@ -105,11 +90,7 @@ for name in pillbug skopeo umoci both; do
 done
 echo "pillbug / both $(bc <<< "scale=2; $(median pillbug 2) / $(median both 2)"), $runs runs each"
 
-export PILLBUG_ROOT=$work/start
-$pillbug load -q -i "$(layout busybox)"
-$pillbug load -q -i "$(layout smallfiles)"
-# What only a push or a save reads need not be carried into the lab's memory.
-find "$PILLBUG_ROOT/images/blobs" -size +1M -delete
+prepare start-of-many busybox smallfiles
 printf '\nstart of an image of 60,000 files against busybox, instruction clock\n\n'
 tests/lab/lab.sh -m 3072 -i -- tests/bench/images.sh --here "$runs"
 printf '\nwall clock\n\n'

@@ -1,0 +1,72 @@
+#!/bin/bash
+# Running containers measured in the lab: what a command in one costs beside runc and crun, what many of them do to
+# `ps`, and how much freed memory comes back, and when.
+#
+#   containers.sh [RUNS [CONTAINERS]]     10 runs of each, 100 containers
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+. tests/bench/lab.bash
+
+in_lab() { # runs, containers
+  settle runc crun
+  machine=(--network none -m 64m)
+  pillbug run -d --name bench "${machine[@]}" busybox sleep 1000000 > /dev/null
+  echo "1 vCPU, 64 MiB each, guest kernel $(pillbug exec bench uname -r), one processor, host kernel $(uname -r)"
+  mkdir -p bundle/rootfs
+  pillbug export bench | tar -x -C bundle/rootfs
+  runc spec -b bundle
+  jq '.process.terminal = false | .process.args = ["sleep", "1000000"]' bundle/config.json > config && mv config bundle/config.json
+  for runtime in runc crun; do
+    $runtime run -d -b bundle $runtime < /dev/null > /dev/null 2>&1
+  done
+  printf '\nexec of true in a running container, from the command to its end\n'
+  for ((run = -2; run < $1; run++)); do
+    # The first ones fill caches.
+    { timed pillbug pillbug exec bench true
+      timed runc runc exec runc true
+      timed crun crun exec crun true
+    } | { [ $run -lt 0 ] && cat > /dev/null || cat; }
+  done | summary
+  for runtime in runc crun; do
+    $runtime delete -f $runtime
+  done
+  pillbug rm -f bench > /dev/null
+
+  printf '\nfreed memory: a file of 512 MiB in the guest is removed\n'
+  pillbug run -d --name bench --network none -m 768m --shm-size 600m busybox sleep 1000000 > /dev/null
+  vmm=$(pillbug inspect -f '{{.State.Pid}}' bench)
+  pss() { awk '/^Pss:/ { print $2 }' "/proc/$vmm/smaps_rollup"; }
+  idle=$(pss)
+  pillbug exec bench dd if=/dev/zero of=/dev/shm/file bs=1M count=512 2> /dev/null
+  full=$(pss)
+  pillbug exec bench rm /dev/shm/file
+  removed=${EPOCHREALTIME/./} before=$full
+  for second in 1 2 3 4 5 10 20; do
+    until [ $((${EPOCHREALTIME/./} - removed)) -ge $((second * 1000000)) ]; do sleep 0.05; done
+    echo "after $second s: $(((full - $(pss)) * 100 / (512 * 1024))) % of 512 MiB back"
+  done
+  echo "idle $idle KiB, full $full KiB, at the end $(pss) KiB"
+  pillbug rm -f bench > /dev/null
+
+  printf '\n%d idle containers\n' "$2"
+  for ((number = 0; number < $2; number++)); do
+    pillbug run -d --name "idle$number" "${machine[@]}" busybox sleep 1000000 > /dev/null
+  done
+  for ((run = -1; run < $1; run++)); do
+    timed ps pillbug ps | { [ $run -lt 0 ] && cat > /dev/null || cat; }
+  done | summary
+  answered=0
+  for ((number = 0; number < $2; number++)); do
+    [ "$(pillbug exec "idle$number" echo here)" = here ] && answered=$((answered + 1))
+  done
+  echo "$answered of $2 answer exec"
+  awk '/^MemTotal|^MemAvailable/ { print $1, $2, "KiB" }' /proc/meminfo
+}
+
+if [ "${1:-}" = --here ]; then
+  in_lab "${@:2}"
+  exit
+fi
+prepare containers busybox
+printf '\ninstruction clock: 1 ms is a million instructions\n\n'
+tests/lab/lab.sh -m 8192 -t 3000 -i -- tests/bench/containers.sh --here "${1:-10}" "${2:-100}"
