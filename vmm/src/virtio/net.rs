@@ -5,7 +5,7 @@
 //! guest's own addresses, so that no other machine has to trust that.
 
 mod backend;
-mod frame;
+pub mod frame;
 mod server;
 pub mod tap;
 pub(super) mod vectored;

@@ -22,13 +22,20 @@ pub const MAX_FRAME: usize = ETHERNET + 4 + 65_535;
 /// As much of a frame as [`Filter::allows`] looks at: up to the target of a neighbour advertisement.
 pub const INSPECTED: usize = ETHERNET + 40 + 24;
 
-const IPV4: u16 = 0x0800;
-const ARP: u16 = 0x0806;
+/// Kinds of packets in a frame (IEEE 802 numbers).
+pub const IPV4: u16 = 0x0800;
+/// See [`IPV4`].
+pub const ARP: u16 = 0x0806;
 const IPV6: u16 = 0x86dd;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const NEXT_ICMPV6: u8 = 58;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+const ROUTER_ADVERTISEMENT: u8 = 134;
+const REDIRECT: u8 = 137;
+/// Source ports of what servers of DHCP send (RFC 2131, 4.1; RFC 8415, 7.2).
+const DHCP_SERVER: [u8; 2] = 67_u16.to_be_bytes();
+const DHCPV6_SERVER: [u8; 2] = 547_u16.to_be_bytes();
 /// IPv6 headers that other headers can follow: hop-by-hop, routing, fragment, destination options.
 const NEXT_EXTENSION: [u8; 4] = [0, 43, 44, 60];
 
@@ -44,6 +51,7 @@ pub struct Header {
 }
 
 impl Header {
+    /// As it lies in memory.
     pub fn decode(bytes: [u8; HEADER]) -> Self {
         let field = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         Self {
@@ -56,6 +64,7 @@ impl Header {
         }
     }
 
+    /// In memory, in front of a frame that is in so many buffers.
     pub fn encode(self, num_buffers: u16) -> [u8; HEADER] {
         let mut bytes = [0; HEADER];
         bytes[0] = self.flags;
@@ -141,25 +150,44 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// What `config` says of it. An address of IPv6 brings with it the link-local one that is made of
-    /// the MAC.
+    /// What `config` says of it.
+    #[must_use]
     pub fn new(config: &NetConfig) -> Self {
-        let mut addresses = config.sources.clone();
+        Self::pinned(config.mac, &config.sources).walled(&config.denied, &config.allowed)
+    }
+
+    /// Of a guest that goes wherever it likes. An address of IPv6 brings with it the link-local one that is made of
+    /// the MAC.
+    #[must_use]
+    pub fn pinned(mac: [u8; 6], sources: &[IpAddr]) -> Self {
+        let mut addresses = sources.to_vec();
         if addresses.iter().any(IpAddr::is_ipv6) {
-            addresses.push(link_local(config.mac).into());
+            addresses.push(link_local(mac).into());
         }
         Self {
-            mac: config.mac,
+            mac,
             addresses,
-            denied: config.denied.clone(),
-            allowed: config.allowed.clone(),
+            denied: Vec::new(),
+            allowed: Vec::new(),
+        }
+    }
+
+    /// The same guest, with places of IPv4 where it may not go, and what it may reach in there all the same.
+    #[must_use]
+    pub fn walled(self, denied: &[Ipv4Net], allowed: &[SocketAddrV4]) -> Self {
+        Self {
+            denied: denied.to_vec(),
+            allowed: allowed.to_vec(),
+            ..self
         }
     }
 
     /// Judges a frame by its first [`INSPECTED`] bytes, or all where it has fewer.
     ///
     /// With addresses, only IPv4, ARP and IPv6 pass, each with its sender pinned: in ARP both that of
-    /// the protocol and that of the frame; in a neighbour advertisement the address it is about.
+    /// the protocol and that of the frame; in a neighbour advertisement the address it is about. Nobody is a router or a
+    /// DHCP server to others.
+    #[must_use]
     pub fn allows(&self, frame: &[u8]) -> bool {
         let Some((ethernet, packet)) = frame.split_at_checked(ETHERNET) else {
             return false;
@@ -175,7 +203,10 @@ impl Filter {
             return true;
         }
         match kind {
-            IPV4 => matches!(read::<4>(packet, 12), Some(source) if self.is_own(source)),
+            IPV4 => {
+                matches!(read::<4>(packet, 12), Some(source) if self.is_own(source))
+                    && !is_from_dhcp_server(packet)
+            }
             // Hardware and protocol addresses of the sender (RFC 826), none yet in a probe.
             ARP => {
                 read::<6>(packet, 8) == Some(self.mac)
@@ -232,6 +263,11 @@ impl Filter {
             NEXT_ICMPV6 if read::<1>(packet, 40) == Some([NEIGHBOUR_ADVERTISEMENT]) => {
                 matches!(read::<16>(packet, 48), Some(target) if self.is_own(target))
             }
+            NEXT_ICMPV6 => !matches!(
+                read::<1>(packet, 40),
+                Some([ROUTER_ADVERTISEMENT | REDIRECT])
+            ),
+            UDP => read::<2>(packet, 40) != Some(DHCPV6_SERVER),
             _ => true,
         }
     }
@@ -245,6 +281,16 @@ impl Filter {
     fn is_own(&self, address: impl Into<IpAddr>) -> bool {
         self.addresses.contains(&address.into())
     }
+}
+
+/// The first fragment tells; others are worth nothing without it.
+fn is_from_dhcp_server(packet: &[u8]) -> bool {
+    let is_first =
+        matches!(read::<2>(packet, 6), Some([flags, low]) if flags & 0x1f == 0 && low == 0);
+    let header = packet
+        .first()
+        .map_or(0, |first| usize::from(first & 0xf) * 4);
+    is_first && packet.get(9) == Some(&UDP) && read::<2>(packet, header) == Some(DHCP_SERVER)
 }
 
 fn read<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
