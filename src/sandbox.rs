@@ -8,7 +8,6 @@ pub mod disk;
 mod initramfs;
 pub mod kernel;
 mod lower;
-mod own_process;
 pub mod share;
 
 use std::{
@@ -41,6 +40,8 @@ use vmm::{BlockLimits, Command as VmmCommand, Counters, Ending, Event, NetConfig
 
 use lower::{Resource, lower};
 use share::{Share, ShareError, Shares};
+
+use crate::own_process;
 
 /// First argument of the VMM process; whoever parses the command line hands over to it.
 pub const VMM_PROCESS: &str = "vmm-process";

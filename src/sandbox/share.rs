@@ -29,7 +29,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::own_process;
+use crate::own_process;
 
 /// First argument of the share process; whoever parses the command line hands over to it.
 pub const SHARE_PROCESS: &str = "share-process";

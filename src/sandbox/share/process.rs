@@ -19,9 +19,12 @@ use nix::sched::{CloneFlags, unshare};
 use super::{
     FromProcess, SHARE_PROCESS, ShareError, ToProcess,
     jail::{self, JailError},
-    receive, seccomp, send,
+    receive,
+    seccomp::ALLOWED,
+    send,
     server::Server,
 };
+use crate::seccomp::{self, SeccompError};
 
 /// Tells the second process from the first.
 const SECOND: &str = "--inside";
@@ -46,7 +49,7 @@ enum ProcessError {
     #[error("cannot read the shared folders")]
     Server(#[source] io::Error),
     #[error("cannot forbid system calls")]
-    Seccomp(#[from] seccomp::SeccompError),
+    Seccomp(#[from] SeccompError),
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
 }
@@ -123,7 +126,7 @@ fn second(control: &OwnedFd) -> Result<(), ProcessError> {
     jail::enter(&shares)?;
     let server = Arc::new(Server::new(jail::SHARES).map_err(ProcessError::Server)?);
     jail::drop_privileges()?;
-    seccomp::enter()?;
+    seccomp::enter(ALLOWED)?;
     let socket = Arc::new(socket);
     for _ in 0..THREADS {
         let (server, socket) = (server.clone(), socket.clone());

@@ -1,5 +1,5 @@
-//! Processes of this program's own, of another kind: the virtual machine's, and the one that serves its folders. Each is
-//! talked to over a socket, which is its standard input, and lives no longer than that.
+//! Processes of this program's own, of another kind: the virtual machine's, the one that serves its folders, and the switch of
+//! a network. Each is talked to over a socket, which is its standard input, and lives no longer than that.
 
 use std::{
     fs::File,
@@ -18,18 +18,26 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 /// Those of socketpair(2) and execve(2).
 pub fn start(kind: &str, label: &str, log: File) -> io::Result<(Child, OwnedFd)> {
     let (ours, theirs) = pair()?;
-    let process = Command::new("/proc/self/exe")
+    Ok((start_with(kind, label, theirs, log)?, ours))
+}
+
+/// The same with a socket of the caller's own as its standard input.
+///
+/// # Errors
+///
+/// Those of execve(2).
+pub fn start_with(kind: &str, label: &str, socket: OwnedFd, log: File) -> io::Result<Child> {
+    Command::new("/proc/self/exe")
         .arg0("pillbug")
         .args([kind, label])
-        .stdin(Stdio::from(theirs))
+        .stdin(Stdio::from(socket))
         .stdout(Stdio::null())
         .stderr(Stdio::from(log))
         .current_dir("/")
         .env_clear()
         // A terminal's Ctrl-C is for the container, not for what runs it.
         .process_group(0)
-        .spawn()?;
-    Ok((process, ours))
+        .spawn()
 }
 
 /// Two ends of a connection that keeps messages apart.
