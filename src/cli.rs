@@ -81,6 +81,7 @@ use crate::{
         supervisor::{self, SUPERVISE},
     },
     image::{reference::Reference, registry::settings::Settings, store::Store},
+    network::switch::{self, SWITCH_PROCESS},
     sandbox::{
         VMM_PROCESS,
         share::{self, SHARE_PROCESS},
@@ -213,6 +214,9 @@ pub fn main() -> ExitCode {
     }
     if verb == SHARE_PROCESS {
         return share::process::run(std::env::args_os().skip(2));
+    }
+    if verb == SWITCH_PROCESS {
+        return switch::process::run(std::env::args_os().skip(2));
     }
     if verb == SUPERVISE {
         return supervisor::supervise();

@@ -1,11 +1,11 @@
 //! Networks: what is on the host's side of a machine's network device.
 //!
-//! Two drivers. `bridge` connects machines to a Linux bridge, behind walls of nftables; it takes root.
+//! Three drivers. `bridge` connects machines to a Linux bridge, behind walls of nftables; it takes root.
 //! `user` gives a machine a passt(1) of its own, which turns its connections into ones of an ordinary
-//! process. Knows no containers and no machines: whoever asks is a name, and what it gets is an open
+//! process. `switch` connects machines of an ordinary user, each with its own passt behind it. Knows no containers and no machines: whoever asks is a name, and what it gets is an open
 //! descriptor and what to tell the guest.
 //!
-//! Nothing here runs on its own. A lease is locked by the process that holds it, TAP devices and
+//! Nothing here runs on its own but a switch, while a machine is on it. A lease is locked by the process that holds it, TAP devices and
 //! passt go with the machine, and every command that touches networks first clears away what dead
 //! processes left and puts the firewall's rules back as the leases say.
 
@@ -14,6 +14,7 @@ mod bridge;
 mod definition;
 mod error;
 mod firewall;
+pub mod forward;
 mod holder;
 mod lease;
 mod link;
@@ -23,6 +24,7 @@ mod proxy;
 pub mod resolver;
 mod sets;
 mod subnet;
+pub mod switch;
 mod user;
 
 use std::{
@@ -91,7 +93,8 @@ impl Networks {
     /// Where the folders cannot be made.
     pub fn open(state_root: &Path) -> Result<Self, NetworkError> {
         let folder = state_root.join("network");
-        for path in [&folder, &folder.join("leases"), &folder.join("defined")] {
+        let inside = ["leases", "defined", "switches"].map(|name| folder.join(name));
+        for path in [&folder].into_iter().chain(&inside) {
             state_root::private_folder(path)?;
         }
         Ok(Self { folder })
@@ -201,7 +204,9 @@ impl Networks {
             });
         }
         let removed = definition::remove(&self.folder, name)?;
-        bridge::remove(&removed)?;
+        if Uid::effective().is_root() {
+            bridge::remove(&removed)?;
+        }
         locked.apply_if_rules_exist()
     }
 }
@@ -213,16 +218,21 @@ impl Locked<'_> {
         if lease::sweep(folder)? && !definition::all(folder)?.is_empty() {
             self.apply()?;
         }
-        lease::all(folder)
+        let leases = lease::all(folder)?;
+        switch::sweep(folder, &leases)?;
+        Ok(leases)
     }
 
-    /// The network called `name`, with its bridge up. The default one is made when it is first asked
+    /// The network called `name`, for root with its bridge up. The default one is made when it is first asked
     /// for.
-    fn bridge(&self, name: &str) -> Result<Definition, NetworkError> {
-        if !Uid::effective().is_root() {
-            return Err(NetworkError::NeedsRoot(name.into()));
-        }
+    fn network(&self, name: &str) -> Result<Definition, NetworkError> {
         let folder = &self.networks.folder;
+        if !Uid::effective().is_root() {
+            return match name {
+                BRIDGE => Err(NetworkError::NeedsRoot(name.into())),
+                name => self.networks.find(name),
+            };
+        }
         let definition = match definition::find(folder, name)? {
             Some(definition) => definition,
             None if name == BRIDGE => definition::create(folder, NewNetwork::named(BRIDGE))?,
@@ -233,7 +243,11 @@ impl Locked<'_> {
     }
 
     /// Makes the firewall what networks and leases say, whatever it was before, and remembers what it is then.
+    /// Without root there are no rules: switches have the walls.
     fn apply(&self) -> Result<(), NetworkError> {
+        if !Uid::effective().is_root() {
+            return Ok(());
+        }
         let folder = &self.networks.folder;
         let leases = lease::all(folder)?;
         firewall::apply(&self.ruleset(&leases)?)?;
@@ -264,6 +278,9 @@ impl Locked<'_> {
     /// Lets the machines of these leases, which are written down, through the walls; where those are not what they should
     /// be, they are put in place again.
     fn admit(&self, leases: &[&Lease]) -> Result<(), NetworkError> {
+        if !Uid::effective().is_root() {
+            return Ok(());
+        }
         let then = fs::read_to_string(self.networks.folder.join(RULES)).unwrap_or_default();
         let is_intact =
             sets::fingerprint().map_err(NetworkError::Firewall)? + &self.wanted()? == then;
@@ -275,6 +292,9 @@ impl Locked<'_> {
 
     /// Takes the elements of leases that are gone out of the walls.
     fn dismiss(&self, leases: &[Lease]) -> Result<(), NetworkError> {
+        if !Uid::effective().is_root() {
+            return Ok(());
+        }
         match sets::dismiss(&leases.iter().collect::<Vec<_>>()) {
             Ok(()) => Ok(()),
             Err(_) => self.apply(),
@@ -284,7 +304,8 @@ impl Locked<'_> {
     /// As [`apply`](Self::apply), for where there is something to take back.
     fn apply_if_rules_exist(&self) -> Result<(), NetworkError> {
         match definition::all(&self.networks.folder)?.is_empty() {
-            true => firewall::clear(),
+            true if Uid::effective().is_root() => firewall::clear(),
+            true => Ok(()),
             false => self.apply(),
         }
     }

@@ -4,12 +4,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io, mem,
+    net::SocketAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use protocol::{
     AgentMessage, HostMessage, PROTOCOL_VERSION, Process as ProcessConfig, ProcessId, ProcessList,
-    StartStage, Stdio, StreamToken, files::FilesOrder, frame::FrameError,
+    StartStage, Stdio, StreamToken, Transport, files::FilesOrder, frame::FrameError,
 };
 use rustix::{
     buffer::spare_capacity,
@@ -21,6 +22,7 @@ use rustix::{
 use crate::{
     control::Control,
     failure::{At, Failure},
+    forward::Forwards,
     now_ns, power,
     process::{Channel, Process, Streams},
     sandbox::{Base, Sandbox},
@@ -56,6 +58,7 @@ pub enum AgentError {
 enum Subject {
     Control,
     Names,
+    Forwards,
     End(ProcessId),
     Report(ProcessId),
     /// A stream, and whether it is the side that is written to.
@@ -67,6 +70,7 @@ impl Subject {
         let (ProcessId(id), kind) = match self {
             Self::Control => (ProcessId(0), 0),
             Self::Names => (ProcessId(0), 9),
+            Self::Forwards => (ProcessId(0), 10),
             Self::End(id) => (id, 1),
             Self::Report(id) => (id, 2),
             Self::Stream(id, channel, sink) => (id, 3 + 2 * channel as u64 + u64::from(sink)),
@@ -85,7 +89,8 @@ impl Subject {
             3 | 4 => Self::Stream(id, Channel::Stdin, kind == 4),
             5 | 6 => Self::Stream(id, Channel::Stdout, kind == 6),
             7 | 8 => Self::Stream(id, Channel::Stderr, kind == 8),
-            _ => Self::Names,
+            9 => Self::Names,
+            _ => Self::Forwards,
         }
     }
 }
@@ -109,6 +114,8 @@ struct Agent {
     container: Option<ProcessId>,
     /// Work on files that the container stands still for.
     pausing: BTreeSet<ProcessId>,
+    /// Once the host has asked for one.
+    forwards: Option<Forwards>,
     /// For whatever is read.
     buffer: Vec<u8>,
 }
@@ -133,6 +140,7 @@ pub fn run(started_ns: u64) -> Result<(), AgentError> {
         processes: BTreeMap::new(),
         container: None,
         pausing: BTreeSet::new(),
+        forwards: None,
         buffer: vec![0; stream::BUFFER],
     };
     agent.watch(
@@ -197,6 +205,11 @@ impl Agent {
                     && let Some(names) = &mut sandbox.names
                 {
                     names.serve(&mut self.buffer);
+                }
+            }
+            Subject::Forwards => {
+                if let Some(forwards) = &mut self.forwards {
+                    forwards.serve(&mut self.buffer);
                 }
             }
             Subject::Report(id) => {
@@ -302,8 +315,31 @@ impl Agent {
                 Ok(process) => self.admit(id, process)?,
                 Err(failure) => self.control.send(&failure.into_message(id))?,
             },
+            HostMessage::Forward {
+                transport,
+                to,
+                stream,
+            } => self.forward(transport, to, stream)?,
             // Told apart by the caller.
             HostMessage::PowerOff => {}
+        }
+        Ok(())
+    }
+
+    /// Connects the host with a port.
+    fn forward(
+        &mut self,
+        transport: Transport,
+        to: SocketAddr,
+        stream: StreamToken,
+    ) -> Result<(), AgentError> {
+        if self.forwards.is_none() {
+            let forwards = Forwards::new().map_err(AgentError::Wait)?;
+            self.watch(forwards.as_fd(), Subject::Forwards, EventFlags::IN)?;
+            self.forwards = Some(forwards);
+        }
+        if let Some(forwards) = &mut self.forwards {
+            forwards.add(transport, to, stream);
         }
         Ok(())
     }
@@ -495,6 +531,7 @@ mod tests {
         let mut subjects = vec![
             Subject::Control,
             Subject::Names,
+            Subject::Forwards,
             Subject::End(id),
             Subject::Report(id),
         ];

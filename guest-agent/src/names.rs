@@ -18,11 +18,13 @@ use rustix::{
         Timespec,
         epoll::{self, CreateFlags, Event, EventData, EventFlags},
     },
-    io::{Errno, read, write},
-    net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socket_with},
+    io::{Errno, read},
 };
 
-use crate::{redirect, sys};
+use crate::{
+    redirect,
+    relay::{Connection, TURNS, connect, put},
+};
 
 /// Where the container asks.
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
@@ -34,8 +36,6 @@ const MAX_CONNECTIONS: usize = 16;
 const MAX_UNSENT: usize = 64 << 10;
 /// Bytes of a message's header, of which the ID is the first two (RFC 1035, 4.1.1).
 const HEADER: usize = 12;
-/// Turns of one event before others have theirs.
-const TURNS: usize = 16;
 /// Events taken at once.
 const BATCH: usize = 16;
 
@@ -69,21 +69,6 @@ struct Asked {
     by: SocketAddr,
     id: [u8; 2],
     for_host: u16,
-}
-
-/// A connection to the server and the one to the host that carries it on.
-struct Connection {
-    client: OwnedFd,
-    host: OwnedFd,
-    to_host: Way,
-    to_client: Way,
-}
-
-/// One direction of a connection.
-#[derive(Default)]
-struct Way {
-    pending: Vec<u8>,
-    ended: bool,
 }
 
 impl Names {
@@ -264,12 +249,7 @@ impl Names {
         self.next_connection += 2;
         self.watch(client.as_fd(), subject, both)?;
         self.watch(host.as_fd(), subject + 1, both)?;
-        let connection = Connection {
-            client,
-            host,
-            to_host: Way::default(),
-            to_client: Way::default(),
-        };
+        let connection = Connection::new(client, host, Vec::new());
         self.connections.insert(subject, connection);
         Ok(())
     }
@@ -289,7 +269,7 @@ impl Names {
     fn rearm(&self, subject: u64) {
         let socket = match (subject, &self.host) {
             (HOST, Some(host)) => Some(&host.socket),
-            _ => self.connections.get(&subject).map(|one| &one.client),
+            _ => self.connections.get(&subject).map(Connection::client),
         };
         if let Some(socket) = socket {
             let both = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
@@ -304,61 +284,4 @@ impl AsFd for Names {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
     }
-}
-
-impl Connection {
-    /// Moves what can be moved without waiting; whether that was all. The end of both ways is an error, too.
-    fn advance(&mut self, buffer: &mut [u8]) -> io::Result<bool> {
-        let out = self.to_host.advance(&self.client, &self.host, buffer)?;
-        let back = self.to_client.advance(&self.host, &self.client, buffer)?;
-        match self.to_host.ended && self.to_client.ended {
-            true => Err(ErrorKind::UnexpectedEof.into()),
-            false => Ok(out && back),
-        }
-    }
-}
-
-impl Way {
-    fn advance(&mut self, from: &OwnedFd, to: &OwnedFd, buffer: &mut [u8]) -> io::Result<bool> {
-        for _ in 0..TURNS {
-            put(to, &mut self.pending)?;
-            if !self.pending.is_empty() || self.ended {
-                return Ok(true);
-            }
-            match read(from, &mut *buffer) {
-                Ok(0) => {
-                    self.ended = true;
-                    shutdown(to, Shutdown::Write)?;
-                }
-                Ok(length) => self.pending.extend_from_slice(&buffer[..length]),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN | Errno::NOTCONN) => return Ok(true),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(false)
-    }
-}
-
-/// Begins to connect to the host.
-fn connect(port: u32) -> io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags, None)?;
-    match sys::connect_to_host(socket.as_fd(), port) {
-        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
-        _ => Ok(socket),
-    }
-}
-
-/// Writes what the other end takes of `bytes`; one that is not connected yet takes nothing.
-fn put(to: &OwnedFd, bytes: &mut Vec<u8>) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match write(to, bytes) {
-            Ok(count) => drop(bytes.drain(..count)),
-            Err(Errno::INTR) => {}
-            Err(Errno::AGAIN | Errno::NOTCONN) => break,
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
 }

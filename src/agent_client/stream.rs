@@ -11,7 +11,7 @@ use std::{
 
 use protocol::StreamToken;
 
-/// Most connections that have not said yet which stream they are; one more pushes the oldest out.
+/// Most connections that have not said yet which stream they are.
 const MAX_UNKNOWN: usize = 16;
 
 /// A new token.
@@ -25,13 +25,30 @@ pub fn token() -> Result<StreamToken, getrandom::Error> {
     Ok(StreamToken(bits))
 }
 
-/// Connections to [`protocol::STREAM_PORT`] whose token has not arrived yet.
-#[derive(Debug, Default)]
+/// Connections whose token has not arrived yet.
+#[derive(Debug)]
 pub struct Unknown {
     waiting: VecDeque<(UnixStream, Vec<u8>)>,
+    limit: usize,
+}
+
+impl Default for Unknown {
+    /// For those to [`protocol::STREAM_PORT`].
+    fn default() -> Self {
+        Self::with_limit(MAX_UNKNOWN)
+    }
 }
 
 impl Unknown {
+    /// For as many; one more pushes the oldest out.
+    #[must_use]
+    pub fn with_limit(limit: usize) -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            limit,
+        }
+    }
+
     /// Takes in a new connection.
     ///
     /// # Errors
@@ -39,7 +56,7 @@ impl Unknown {
     /// Where the socket cannot be configured.
     pub fn add(&mut self, connection: UnixStream) -> io::Result<()> {
         connection.set_nonblocking(true)?;
-        if self.waiting.len() == MAX_UNKNOWN {
+        if self.waiting.len() == self.limit {
             self.waiting.pop_front();
         }
         self.waiting.push_back((connection, Vec::new()));

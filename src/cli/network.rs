@@ -27,7 +27,10 @@ Examples:
   pillbug network create --ipv6 --subnet 10.9.0.0/24 --subnet fd00:9::/64 app
   pillbug network create --internal vault     no way out, and nobody to ask for outside names
   pillbug run -d --name db --network app postgresql
-  pillbug run --rm --network app client db    finds it by its name";
+  pillbug run --rm --network app client db    finds it by its name
+
+With root it is a bridge of the host's. Without, it is a process that starts with the first container and ends with the
+last; for the way out each container has a passt of its own.";
 
 const CONNECT_EXAMPLES: &str = "\
 Examples:
@@ -73,7 +76,7 @@ pub struct CreateArgs {
     /// Keep a label with the network
     #[arg(long, value_name = "NAME[=VALUE]")]
     label: Vec<String>,
-    /// What makes it
+    /// What makes it; without root the same is a process
     #[arg(short, long, default_value = "bridge", value_parser = driver)]
     driver: String,
     /// Its name

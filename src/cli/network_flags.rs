@@ -9,7 +9,7 @@ use protocol::HostEntry;
 use crate::{
     container::network::{HOST_GATEWAY, NetworkSpec},
     network::{
-        self, Endpoint, NONE, USER,
+        self, Endpoint, NONE,
         port::{self, Publish},
     },
 };
@@ -87,10 +87,6 @@ impl NetworkFlags {
             },
             !publish.is_empty() || self.publish_all,
         )?;
-        let is_user = endpoints.iter().any(|one| one.network == USER);
-        if is_user && (!publish.is_empty() || self.publish_all) {
-            bail!("ports are published on bridged networks only so far, which take root");
-        }
         for port in publish.iter().filter(|port| port.address.is_none()) {
             let at = port.host.map_or_else(
                 || "a free port of 127.0.0.1 (`pillbug port` shows it)".to_owned(),

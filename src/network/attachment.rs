@@ -3,22 +3,28 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
-    os::fd::OwnedFd,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     path::Path,
     process::Child,
 };
 
+use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 
 use super::{
     Locked, Networks, USER, bridge,
     definition::{Addresses, Definition},
     error::NetworkError,
+    forward::{Forwards, Receiver, Wanted},
     lease::{self, Held, Lease, Published},
     names::{Names, Scope},
     port::{self, Listener, Publish},
-    proxy::Proxy,
-    user,
+    proxy::{Machine, Proxy},
+    switch::{self, Member, Membership},
+    user::{self, Guest},
 };
 
 /// A place on a network, as it was asked for.
@@ -86,7 +92,10 @@ pub struct Attachment {
     networks: Networks,
     held: Vec<Held>,
     passt: Option<Child>,
-    _proxies: Vec<Proxy>,
+    memberships: Vec<Membership>,
+    proxies: Vec<Proxy>,
+    /// Connections into the machine that its agent has to bring.
+    wanted: Option<Receiver<Wanted>>,
 }
 
 impl Networks {
@@ -99,70 +108,29 @@ impl Networks {
         &self,
         request: &Request<'_>,
     ) -> Result<(Attachment, Vec<OwnedFd>), NetworkError> {
+        // It goes after the lock, which it takes itself then: what was done until an error is taken back.
+        let mut attachment = Attachment::new(self);
         let locked = self.lock()?;
         let leases = locked.sweep()?;
         let (published, listeners) = port::bind(request.publish, &leases)?;
-        match request.endpoints {
+        let links = match request.endpoints {
             [endpoint] if endpoint.network == USER => {
-                locked.attach_user(request, endpoint, published)
+                attachment.connect_user(request, endpoint, published, listeners)?
             }
-            endpoints => match endpoints.iter().find(|one| one.network == USER) {
-                Some(_) => Err(NetworkError::Alone(USER)),
-                None => self.attach_bridges(locked, request, &leases, (published, listeners)),
-            },
-        }
-    }
-
-    fn attach_bridges(
-        &self,
-        locked: Locked<'_>,
-        request: &Request<'_>,
-        leases: &[Lease],
-        (published, listeners): (Vec<Published>, Vec<Listener>),
-    ) -> Result<(Attachment, Vec<OwnedFd>), NetworkError> {
-        let places = locked.places(request, leases)?;
-        // From here on, dropping it takes back what was done.
-        let mut attachment = Attachment {
-            nics: Vec::new(),
-            servers: Vec::new(),
-            names: None,
-            networks: self.clone(),
-            held: Vec::new(),
-            passt: None,
-            _proxies: Vec::new(),
+            endpoints => {
+                if endpoints.iter().any(|one| one.network == USER) {
+                    return Err(NetworkError::Alone(USER));
+                }
+                let places = locked.places(request, &leases)?;
+                attachment.connect(&locked, request, &places, published, listeners)?
+            }
         };
-        let connected = attachment.connect(&locked, request, &places, published, listeners);
-        // What goes takes the lock itself.
         drop(locked);
-        Ok((attachment, connected?))
+        Ok((attachment, links))
     }
 }
 
 impl Locked<'_> {
-    fn attach_user(
-        &self,
-        request: &Request<'_>,
-        endpoint: &Endpoint,
-        published: Vec<Published>,
-    ) -> Result<(Attachment, Vec<OwnedFd>), NetworkError> {
-        if let Some(option) = unusable_without_bridge(request, endpoint) {
-            return Err(NetworkError::NeedsBridge(option));
-        }
-        let lease = Lease::new(request, endpoint, 0, None, published);
-        let held = lease::hold(&self.networks.folder, lease)?;
-        let started = user::start(request, endpoint)?;
-        let attachment = Attachment {
-            nics: vec![started.nic],
-            servers: started.servers.into_iter().map(Into::into).collect(),
-            names: None,
-            networks: self.networks.clone(),
-            held: vec![held],
-            passt: Some(started.passt),
-            _proxies: Vec::new(),
-        };
-        Ok((attachment, vec![started.stream]))
-    }
-
     /// The network and the address of each endpoint.
     fn places(
         &self,
@@ -177,9 +145,12 @@ impl Locked<'_> {
             {
                 return Err(NetworkError::Twice(endpoint.network.clone()));
             }
-            let definition = self.bridge(&endpoint.network)?;
+            let definition = self.network(&endpoint.network)?;
             if !definition.open && !endpoint.aliases.is_empty() {
                 return Err(NetworkError::NoNames(definition.name));
+            }
+            if request.host_gateway && !Uid::effective().is_root() {
+                return Err(NetworkError::NoGateway);
             }
             if request.host_gateway && places.is_empty() && definition.internal {
                 return Err(NetworkError::NoGateway);
@@ -192,6 +163,54 @@ impl Locked<'_> {
 }
 
 impl Attachment {
+    fn new(networks: &Networks) -> Self {
+        Self {
+            nics: Vec::new(),
+            servers: Vec::new(),
+            names: None,
+            networks: networks.clone(),
+            held: Vec::new(),
+            passt: None,
+            memberships: Vec::new(),
+            proxies: Vec::new(),
+            wanted: None,
+        }
+    }
+
+    /// Connects a machine that is alone behind its passt.
+    fn connect_user(
+        &mut self,
+        request: &Request<'_>,
+        endpoint: &Endpoint,
+        published: Vec<Published>,
+        listeners: Vec<Listener>,
+    ) -> Result<Vec<OwnedFd>, NetworkError> {
+        if let Some(option) = unusable_alone(endpoint) {
+            return Err(NetworkError::NeedsNetwork(option));
+        }
+        if request.host_gateway {
+            return Err(NetworkError::NoGateway);
+        }
+        let (nic, servers) = user::nic(endpoint, request.dns)?;
+        let lease = Lease::new(request, endpoint, 0, None, published);
+        self.held.push(lease::hold(&self.networks.folder, lease)?);
+        let stream = self.start_passt(&Guest::alone(nic.mac), request)?;
+        self.nics.push(nic);
+        self.servers = servers.into_iter().map(Into::into).collect();
+        self.publish(listeners, user::ADDRESS, true)?;
+        Ok(vec![stream])
+    }
+
+    fn start_passt(
+        &mut self,
+        guest: &Guest,
+        request: &Request<'_>,
+    ) -> Result<OwnedFd, NetworkError> {
+        let started = user::start(guest, request.log)?;
+        self.passt = Some(started.passt);
+        Ok(started.stream)
+    }
+
     fn connect(
         &mut self,
         locked: &Locked<'_>,
@@ -201,6 +220,7 @@ impl Attachment {
         listeners: Vec<Listener>,
     ) -> Result<Vec<OwnedFd>, NetworkError> {
         let folder = &self.networks.folder;
+        let by_root = Uid::effective().is_root();
         let mut published = Some(published);
         for (position, (endpoint, (definition, addresses))) in
             request.endpoints.iter().zip(places).enumerate()
@@ -208,7 +228,13 @@ impl Attachment {
             let published = published.take().unwrap_or_default();
             let place = Some((definition, *addresses));
             let lease = Lease::new(request, endpoint, position, place, published);
-            self.nics.push(definition.nic(*addresses, lease.mac));
+            let mut nic = definition.nic(*addresses, lease.mac);
+            if !by_root {
+                // A way out is one of IPv4.
+                nic.gateways.retain(IpAddr::is_ipv4);
+                nic.mtu = user::MTU;
+            }
+            self.nics.push(nic);
             self.held.push(lease::hold(folder, lease)?);
         }
         // A machine has one way to everywhere else in each family.
@@ -222,21 +248,116 @@ impl Attachment {
         // The rules come before the devices that they wall in.
         locked.admit(&self.leases())?;
         let mut links = Vec::new();
-        for ((definition, _), (nic, held)) in
-            places.iter().zip(self.nics.iter_mut().zip(&self.held))
-        {
-            let (tap, udp_offload) = bridge::plug(definition, &held.lease().tap)?;
-            nic.tap = Some(udp_offload);
-            links.push(tap);
+        for (position, (definition, _)) in places.iter().enumerate() {
+            links.push(match by_root {
+                true => {
+                    let tap = &self.held[position].lease().tap;
+                    let (link, udp_offload) = bridge::plug(definition, tap)?;
+                    self.nics[position].tap = Some(udp_offload);
+                    link
+                }
+                false => self.join(request, definition, position)?,
+            });
         }
         if let Some((_, addresses)) = places.first() {
-            self._proxies = listeners
-                .into_iter()
-                .map(|listener| Proxy::start(listener, addresses.ip))
-                .collect::<io::Result<_>>()
-                .map_err(NetworkError::Proxy)?;
+            self.publish(listeners, addresses.ip, !by_root)?;
         }
         Ok(links)
+    }
+
+    /// Connects an interface to the switch of its network, which starts with the first, and gives it a passt of its own
+    /// where that is the way out.
+    fn join(
+        &mut self,
+        request: &Request<'_>,
+        network: &Definition,
+        position: usize,
+    ) -> Result<OwnedFd, NetworkError> {
+        let nic = self.nics[position].clone();
+        let way_out = nic.addresses.iter().zip(&nic.gateways).next();
+        let (mut denied, mut gateway, mut passt) = (Vec::new(), None, None);
+        if let Some((&(IpAddr::V4(ip), prefix), &IpAddr::V4(at))) = way_out {
+            let guest = Guest {
+                mac: nic.mac,
+                ip,
+                prefix,
+                gateway: at,
+                server: None,
+            };
+            passt = Some(self.start_passt(&guest, request)?);
+            (denied, gateway) = (user::denied()?, Some(at));
+        }
+        let member = Member {
+            mac: nic.mac,
+            addresses: nic.addresses.iter().map(|(ip, _)| *ip).collect(),
+            gateway,
+            denied,
+        };
+        let failed = |source| NetworkError::Switch {
+            network: network.name.clone(),
+            source,
+        };
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        let streams: Vec<BorrowedFd<'_>> = [theirs.as_fd()]
+            .into_iter()
+            .chain(passt.as_ref().map(AsFd::as_fd))
+            .collect();
+        let folder = &self.networks.folder;
+        let joined = switch::join(folder, &network.name, &member, &streams, request.log)?;
+        self.memberships.push(joined);
+        Ok(ours.into())
+    }
+
+    /// What is readable when a [switch](Self::hear_switch) has something to say.
+    pub fn switches(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.memberships.iter().map(AsFd::as_fd)
+    }
+
+    /// Why the machine is not on its networks any more, when a switch is readable.
+    ///
+    /// # Errors
+    ///
+    /// Always, but where there is no switch.
+    pub fn hear_switch(&self, number: usize) -> Result<(), NetworkError> {
+        match self.memberships.get(number) {
+            Some(membership) => Err(membership.hear()),
+            None => Ok(()),
+        }
+    }
+
+    /// Carries what arrives at published ports to the machine, by its agent where the host has no other way.
+    fn publish(
+        &mut self,
+        listeners: Vec<Listener>,
+        ip: Ipv4Addr,
+        by_agent: bool,
+    ) -> Result<(), NetworkError> {
+        if listeners.is_empty() {
+            return Ok(());
+        }
+        let mut machine = Machine { ip, forwards: None };
+        if by_agent {
+            let (forwards, wanted) = Forwards::new().map_err(NetworkError::Proxy)?;
+            machine.forwards = Some(forwards);
+            self.wanted = Some(wanted);
+        }
+        self.proxies = listeners
+            .into_iter()
+            .map(|listener| Proxy::start(listener, &machine))
+            .collect::<io::Result<_>>()
+            .map_err(NetworkError::Proxy)?;
+        Ok(())
+    }
+
+    /// What is readable when there are connections to [take](Self::take_wanted).
+    #[must_use]
+    pub fn wanted(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.wanted.as_ref()?.as_fd())
+    }
+
+    /// Connections into the machine that its agent has to bring.
+    pub fn take_wanted(&mut self) -> Vec<Wanted> {
+        self.wanted.as_mut().map_or(Vec::new(), Receiver::take)
     }
 
     fn leases(&self) -> Vec<&Lease> {
@@ -265,19 +386,12 @@ impl Attachment {
     }
 }
 
-/// The first option given that takes a bridge. Behind a passt, answers to who asked at a port would be packets to
-/// anywhere, which the walls do not tell from others.
-fn unusable_without_bridge(request: &Request<'_>, endpoint: &Endpoint) -> Option<&'static str> {
+/// The first option given that takes a network with others on it.
+fn unusable_alone(endpoint: &Endpoint) -> Option<&'static str> {
     if endpoint.ip.is_some() || endpoint.ip6.is_some() {
         return Some("an address of one's own");
     }
-    if request.host_gateway {
-        return Some("host-gateway");
-    }
-    if !endpoint.aliases.is_empty() {
-        return Some("--network-alias");
-    }
-    (!request.publish.is_empty()).then_some("a published port")
+    (!endpoint.aliases.is_empty()).then_some("--network-alias")
 }
 
 impl Drop for Attachment {
@@ -287,6 +401,9 @@ impl Drop for Attachment {
             let _ = passt.kill();
             let _ = passt.wait();
         }
+        if self.held.is_empty() {
+            return;
+        }
         // What cannot be taken back now is by the next command.
         if let Ok(locked) = self.networks.lock() {
             let leases: Vec<Lease> = self.held.iter().map(|held| held.lease().clone()).collect();
@@ -294,6 +411,9 @@ impl Drop for Attachment {
                 held.release();
             }
             let _ = locked.dismiss(&leases);
+            if !self.memberships.is_empty() {
+                let _ = locked.sweep();
+            }
         }
     }
 }

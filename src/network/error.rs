@@ -29,16 +29,24 @@ pub enum NetworkError {
     Name(String),
     #[error("network {network:?} is in use by container {container:?}")]
     InUse { network: String, container: String },
-    #[error("network {0:?} needs root: a bridge and firewall rules are made for it")]
+    #[error(
+        "network {0:?} needs root: without it there are `user`, and networks of `pillbug network create`"
+    )]
     NeedsRoot(String),
+    #[error("cannot connect to the switch of network {network:?}")]
+    Switch { network: String, source: io::Error },
+    #[error("the switch of network {0:?} ended, and the container with it")]
+    SwitchLost(String),
+    #[error("the passt behind network {0:?} ended, and the container with it")]
+    WayOutLost(String),
     #[error("network {0:?} cannot be one of several")]
     Alone(&'static str),
     #[error("network {0:?} is given twice")]
     Twice(String),
     #[error("containers have no names on network {0:?}: make one with `pillbug network create`")]
     NoNames(String),
-    #[error("{0} needs a bridged network")]
-    NeedsBridge(&'static str),
+    #[error("{0} needs a network of `pillbug network create`")]
+    NeedsNetwork(&'static str),
     #[error(
         "{0} is no subnet that machines can be on: an IPv4 one of /8 to /29, such as 10.9.0.0/24, or an IPv6 one of \
          /48 to /112, such as fd00:9::/64"
@@ -52,7 +60,7 @@ pub enum NetworkError {
     Range { range: Ipv4Net, subnet: Ipv4Net },
     #[error("the system has no random bits to give")]
     Random(#[source] io::Error),
-    #[error("host-gateway needs a bridged network with a way out")]
+    #[error("host-gateway needs a bridged network, which takes root, with a way out")]
     NoGateway,
     #[error("the firewall cannot be looked at")]
     Firewall(#[source] io::Error),

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Endpoint, Nic, Request, bridge, error::NetworkError, firewall::PRIVATE};
+use super::{Endpoint, Nic, bridge, error::NetworkError, firewall::PRIVATE};
 
 /// The program.
 pub const PROGRAM: &str = "passt";
@@ -25,36 +25,98 @@ const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 /// Of every guest, too.
 pub const MAC: [u8; 6] = [0x02, 0x70, 10, 0, 2, 15];
-/// How long passt may take to start.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long passt may take to start, on a host that has much else to do.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Longest answer to a request of ARP, with room for padding.
 const MAX_ANSWER: usize = 1024;
 /// Without segmentation offload, long packets make up for it.
-const MTU: u16 = 65_520;
+pub const MTU: u16 = 65_520;
 
 /// Whether this host has what it takes.
 pub fn is_possible() -> bool {
     crate::program::find(PROGRAM).is_some()
 }
 
+/// A guest, as its passt sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Guest {
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Its address.
+    pub ip: Ipv4Addr,
+    /// How many bits of it its network shares.
+    pub prefix: u8,
+    /// The address at which its way out begins.
+    pub gateway: Ipv4Addr,
+    /// Where it asks the host's name servers.
+    pub server: Option<Ipv4Addr>,
+}
+
 /// A passt that runs.
 pub struct Started {
-    /// What the guest and its device are told.
-    pub nic: Nic,
-    /// Who the guest asks for names.
-    pub servers: Vec<Ipv4Addr>,
     /// The process.
     pub passt: Child,
-    /// The machine's end of the stream.
+    /// The guest's end of the stream.
     pub stream: OwnedFd,
 }
 
-/// Starts a passt.
+/// The device of a guest that is alone behind its passt, and who it asks for names.
+///
+/// # Errors
+///
+/// Where the host's addresses cannot be read.
+pub fn nic(endpoint: &Endpoint, dns: &[Ipv4Addr]) -> Result<(Nic, Vec<Ipv4Addr>), NetworkError> {
+    let servers = match dns {
+        [] => vec![SERVER],
+        given => given.to_vec(),
+    };
+    let nic = Nic {
+        tap: None,
+        mac: endpoint.mac.unwrap_or(MAC),
+        addresses: vec![(ADDRESS.into(), PREFIX)],
+        gateways: vec![GATEWAY.into()],
+        mtu: MTU,
+        denied: denied()?,
+        allowed: servers
+            .iter()
+            .map(|ip| SocketAddrV4::new(*ip, 53))
+            .collect(),
+    };
+    Ok((nic, servers))
+}
+
+impl Guest {
+    /// Who is alone behind its passt.
+    pub fn alone(mac: [u8; 6]) -> Self {
+        Self {
+            mac,
+            ip: ADDRESS,
+            prefix: PREFIX,
+            gateway: GATEWAY,
+            server: Some(SERVER),
+        }
+    }
+}
+
+/// Where no passt leads, as address and prefix: to passt the host's own networks are as good as any.
+///
+/// # Errors
+///
+/// Where the host's addresses cannot be read.
+pub fn denied() -> Result<Vec<(Ipv4Addr, u8)>, NetworkError> {
+    let private = PRIVATE
+        .iter()
+        .filter_map(|(address, prefix)| Some((address.parse().ok()?, *prefix)));
+    let host = bridge::host_addresses()?.into_iter().map(|ip| (ip, 32));
+    Ok(private.chain(host).collect())
+}
+
+/// Starts a passt. What it has to say goes to `log`.
 ///
 /// # Errors
 ///
 /// Where it cannot be started.
-pub fn start(request: &Request<'_>, endpoint: &Endpoint) -> Result<Started, NetworkError> {
+pub fn start(guest: &Guest, log: &Path) -> Result<Started, NetworkError> {
     let failed = |source: io::Error| NetworkError::Program {
         program: PROGRAM,
         source,
@@ -62,74 +124,55 @@ pub fn start(request: &Request<'_>, endpoint: &Endpoint) -> Result<Started, Netw
     let path =
         crate::program::find(PROGRAM).ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     let (ours, theirs) = UnixStream::pair().map_err(failed)?;
-    let log = OpenOptions::new()
+    let output = OpenOptions::new()
         .append(true)
         .create(true)
-        .open(request.log)
+        .open(log)
         .map_err(failed)?;
     let mut command = Command::new(path);
     command
         // The stream is its standard input.
         .args(["--foreground", "--quiet", "--fd", "0", "--ipv4-only"])
         .args(["--no-map-gw", "--no-dhcp"])
-        .args(["--address", &ADDRESS.to_string()])
-        .args(["--netmask", &PREFIX.to_string()])
-        .args(["--gateway", &GATEWAY.to_string()])
-        .args(["--dns-forward", &SERVER.to_string()])
+        .args(["--address", &guest.ip.to_string()])
+        .args(["--netmask", &guest.prefix.to_string()])
+        .args(["--gateway", &guest.gateway.to_string()])
         .args(["--mtu", &MTU.to_string()])
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())
-        .stderr(log)
+        .stderr(output)
         .current_dir("/")
         .env_clear();
+    if let Some(server) = guest.server {
+        command.args(["--dns-forward", &server.to_string()]);
+    }
     let mut passt = command.spawn().map_err(failed)?;
     // The command has the other end of the stream for as long as it exists.
     drop(command);
-    let mac = endpoint.mac.unwrap_or(MAC);
-    if wait_ready(&ours, mac).is_err() {
+    if let Err(error) = wait_ready(&ours, guest) {
         // Reaped, whatever it was about to do.
         let _ = passt.kill();
         let _ = passt.wait();
         return Err(NetworkError::Refused {
             program: PROGRAM,
-            said: last_words(request.log),
+            said: match error.kind() {
+                io::ErrorKind::WouldBlock => "it does not answer".into(),
+                _ => last_words(log),
+            },
         });
     }
-    let mut denied: Vec<(Ipv4Addr, u8)> = PRIVATE
-        .iter()
-        .filter_map(|(address, prefix)| Some((address.parse().ok()?, *prefix)))
-        .collect();
-    denied.extend(bridge::host_addresses()?.into_iter().map(|ip| (ip, 32)));
-    let servers = match request.dns {
-        [] => vec![SERVER],
-        given => given.to_vec(),
-    };
-    let nic = Nic {
-        tap: None,
-        mac,
-        addresses: vec![(ADDRESS.into(), PREFIX)],
-        gateways: vec![GATEWAY.into()],
-        mtu: MTU,
-        denied,
-        allowed: servers
-            .iter()
-            .map(|ip| SocketAddrV4::new(*ip, 53))
-            .collect(),
-    };
     Ok(Started {
-        nic,
-        servers,
         passt,
         stream: ours.into(),
     })
 }
 
 /// Asks passt, as the guest will, where the gateway is (RFC 826). Its answer says that it is up.
-fn wait_ready(mut stream: &UnixStream, mac: [u8; 6]) -> io::Result<()> {
+fn wait_ready(mut stream: &UnixStream, guest: &Guest) -> io::Result<()> {
     let broadcast = [0xff; 6];
     // Ethernet and IPv4, a request.
     let kind = [0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1];
-    let (own, wanted) = (ADDRESS.octets(), GATEWAY.octets());
+    let (mac, own, wanted) = (guest.mac, guest.ip.octets(), guest.gateway.octets());
     let request = [&broadcast[..], &mac, &kind, &mac, &own, &[0; 6], &wanted].concat();
     let length = u32::try_from(request.len()).map_err(io::Error::other)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -157,12 +200,12 @@ mod tests {
     fn passt_is_ready_when_it_answers_and_dead_when_it_goes() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         theirs.write_all(&[0, 0, 0, 2, 1, 1]).unwrap();
-        wait_ready(&ours, MAC).unwrap();
+        wait_ready(&ours, &Guest::alone(MAC)).unwrap();
         let mut request = [0; 46];
         theirs.read_exact(&mut request).unwrap();
         assert_eq!(request[..4], [0, 0, 0, 42]);
         assert_eq!(request[42..], [10, 0, 2, 2]);
         drop(theirs);
-        wait_ready(&ours, MAC).unwrap_err();
+        wait_ready(&ours, &Guest::alone(MAC)).unwrap_err();
     }
 }

@@ -123,6 +123,7 @@ pub fn lower(config: &SandboxConfig) -> Result<(VmConfig, Vec<Resource>), Sandbo
                 protocol::STREAM_PORT,
                 protocol::NAMES_PORT,
                 protocol::NAME_PACKETS_PORT,
+                protocol::FORWARD_PORT,
             ],
         }),
         console: ConsoleConfig { output: None },

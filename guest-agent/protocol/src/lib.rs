@@ -10,6 +10,8 @@
 //! * with [`Resolver::relay`], any number to [`NAMES_PORT`], one for each connection to the agent's name server, with
 //!   the bytes of that: DNS over TCP (RFC 1035, 4.2.2). And one to [`NAME_PACKETS_PORT`] in the same form, for the
 //!   messages that reached that server over UDP; what the agent puts in the place of their IDs comes back in answers.
+//! * one to [`FORWARD_PORT`] for each [`HostMessage::Forward`]: the [`StreamToken`] first, then what the port is sent and
+//!   sends.
 //!
 //! A frame is a little-endian `u32` payload length, at most [`MAX_FRAME`], and the payload: one
 //! message in postcard's wire format. Nothing here trusts the peer: a length is checked before
@@ -23,13 +25,13 @@ mod usage;
 
 pub use message::{
     AgentMessage, Capabilities, Exit, HostEntry, HostMessage, Interface, InterfaceAddress, Mount,
-    Process, ProcessId, Resolver, Resource, Rlimit, Setup, StartStage, Stdio, StreamToken, Upper,
-    WindowSize,
+    Process, ProcessId, Resolver, Resource, Rlimit, Setup, StartStage, Stdio, StreamToken,
+    Transport, Upper, WindowSize,
 };
 pub use usage::{Limits, ProcessInfo, ProcessList, Usage};
 
 /// Version of this protocol. The host refuses an agent that reports another one.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// Host vsock port of the control connection.
 pub const CONTROL_PORT: u32 = 1;
@@ -42,6 +44,10 @@ pub const NAMES_PORT: u32 = 3;
 
 /// Host vsock port of the messages that the agent's name server gets over UDP.
 pub const NAME_PACKETS_PORT: u32 = 4;
+
+/// Host vsock port of what goes to and from published ports.
+pub const FORWARD_PORT: u32 = 5;
+
 /// What the guest mounts the file system device by that has the host's shared folders.
 pub const SHARES_TAG: &str = "shares";
 

@@ -1,6 +1,6 @@
 //! The messages. Fields are plain data; whoever receives one checks it before use.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -51,8 +51,27 @@ pub enum HostMessage {
         /// The stream.
         stream: StreamToken,
     },
+    /// Connect the host with a port, over a connection to [`crate::FORWARD_PORT`]. Has no answer: where nobody is at the port,
+    /// that connection ends.
+    Forward {
+        /// How.
+        transport: Transport,
+        /// The port, at an address of the machine's own.
+        to: SocketAddr,
+        /// What the connection begins with.
+        stream: StreamToken,
+    },
     /// Sync, unmount what is writable and power off; whatever still runs is killed.
     PowerOff,
+}
+
+/// What carries a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Transport {
+    /// TCP.
+    Connection,
+    /// UDP, each packet after its length in two bytes, in network byte order.
+    Packets,
 }
 
 /// What the agent tells the host.

@@ -2,6 +2,7 @@
 //! say, one thing at a time.
 
 mod commands;
+mod forward;
 mod guest;
 mod pause;
 mod probe;
@@ -40,6 +41,7 @@ use crate::{
     volume::Filling,
 };
 
+use forward::Forwarding;
 use usage::Questions;
 
 /// A guest that is not ready by then makes the host look whether its KVM can run one at all.
@@ -81,6 +83,7 @@ pub struct Run<'a> {
     agent_connected: bool,
     unknown: Unknown,
     expected: Vec<(StreamToken, ProcessId, Channel)>,
+    forwarding: Forwarding,
     execs: Execs,
     prober: Option<Prober>,
     paused: bool,
@@ -141,6 +144,9 @@ enum Source {
     Shares,
     Agent,
     Unknown,
+    Switch(usize),
+    Wanted,
+    Forwarded,
     Signals,
     Listener,
     Client(u32),
@@ -183,6 +189,7 @@ impl<'a> Run<'a> {
             agent_connected: false,
             unknown: Unknown::default(),
             expected: Vec::new(),
+            forwarding: Forwarding::default(),
             execs: Execs::default(),
             prober,
             paused: false,
@@ -250,6 +257,9 @@ impl<'a> Run<'a> {
                 Source::Shares => self.hear_shares()?,
                 Source::Agent => self.hear_agent()?,
                 Source::Unknown => self.connect_streams()?,
+                Source::Switch(number) => self.hear_switch(*number)?,
+                Source::Wanted => self.ask_for_connections()?,
+                Source::Forwarded => self.forwarding.connect(),
                 Source::Signals => self.hear_signal()?,
                 Source::Listener => self.supervisor.accept(),
                 Source::Client(id) => self.hear_client(*id)?,
@@ -363,6 +373,13 @@ impl<'a> Run<'a> {
                 .descriptors()
                 .map(|connection| (Source::Unknown, connection, read)),
         );
+        let switches = self.attachment.iter().flat_map(Attachment::switches);
+        let switches = switches.enumerate();
+        watched.extend(switches.map(|(number, switch)| (Source::Switch(number), switch, read)));
+        let wanted = self.attachment.iter().filter_map(Attachment::wanted);
+        watched.extend(wanted.map(|queue| (Source::Wanted, queue, read)));
+        let forwarded = self.forwarding.descriptors();
+        watched.extend(forwarded.map(|connection| (Source::Forwarded, connection, read)));
         watched.extend(
             supervisor
                 .clients
@@ -403,6 +420,14 @@ impl<'a> Run<'a> {
     fn hear_shares(&mut self) -> Result<(), RunError> {
         match self.sandbox.shares() {
             Some(shares) => Ok(shares.hear().map_err(SandboxError::from)?),
+            None => Ok(()),
+        }
+    }
+
+    /// A container that was on a network and is no more ends in the same way.
+    fn hear_switch(&self, number: usize) -> Result<(), RunError> {
+        match &self.attachment {
+            Some(attachment) => Ok(attachment.hear_switch(number)?),
             None => Ok(()),
         }
     }

@@ -4,13 +4,16 @@ use std::{
     fs::File,
     io::{BufRead, BufReader, Write},
     net::TcpListener,
+    os::fd::OwnedFd,
     process::{Child, Command, Stdio},
     thread,
     time::Duration,
 };
 
 use rustix::{
-    process::{Pid, Signal, kill_process, pidfd_open},
+    event::{PollFd, PollFlags, poll},
+    io::retry_on_intr,
+    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
@@ -49,22 +52,34 @@ pub fn greet(listener: TcpListener) {
 
 /// Kills processes and waits until they are gone; how many there were.
 pub fn kill_all(processes: &[i32]) -> usize {
-    let pids = processes.iter().filter_map(|pid| Pid::from_raw(*pid));
-    let ends: Vec<_> = pids
-        .filter_map(|pid| {
-            let end = pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()?;
-            kill_process(pid, Signal::KILL).ok()?;
-            Some(end)
-        })
-        .collect();
-    for end in &ends {
-        let mut wait = [rustix::event::PollFd::new(
-            end,
-            rustix::event::PollFlags::IN,
-        )];
-        rustix::event::poll(&mut wait, None).expect("a process can be waited for");
+    let ends = ends(processes);
+    for (pid, _) in &ends {
+        // One that has just gone is gone.
+        let _ = kill_process(*pid, Signal::KILL);
     }
+    wait(&ends);
     ends.len()
+}
+
+/// Waits until processes are gone.
+pub fn wait_for_end(processes: &[i32]) {
+    wait(&ends(processes));
+}
+
+fn ends(processes: &[i32]) -> Vec<(Pid, OwnedFd)> {
+    let pids = processes.iter().filter_map(|pid| Pid::from_raw(*pid));
+    pids.filter_map(|pid| Some((pid, pidfd_open(pid, PidfdFlags::empty()).ok()?)))
+        .collect()
+}
+
+fn wait(ends: &[(Pid, OwnedFd)]) {
+    let limit = PATIENCE.try_into().expect("it is short");
+    for (pid, end) in ends {
+        let mut wait = [PollFd::new(end, PollFlags::IN)];
+        let ended = retry_on_intr(|| poll(&mut wait, Some(&limit)));
+        let ended = ended.expect("a process can be waited for");
+        assert_eq!(ended, 1, "process {pid:?} goes on");
+    }
 }
 
 /// Begins to watch an interface of the host.

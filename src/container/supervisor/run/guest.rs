@@ -313,6 +313,10 @@ impl Run<'_> {
                 port: protocol::NAME_PACKETS_PORT,
                 stream,
             } => self.serve_names(stream, Transport::Packets),
+            SandboxEvent::Connected {
+                port: protocol::FORWARD_PORT,
+                stream,
+            } => self.forwarding.add(stream).map_err(RunError::Streams)?,
             // Only the first control connection is the agent's: it is there before any other program.
             SandboxEvent::Connected { .. } => {}
             SandboxEvent::Counters(counters) => self.hear_counters(counters),
