@@ -1,3 +1,5 @@
+//! Machines on a switch in a thread: what reaches whom, and who holds up nobody.
+
 use std::{
     io::{Read, Write},
     os::unix::net::UnixStream,
