@@ -36,7 +36,9 @@ use rustix::{
         SendAncillaryMessage, SendFlags, recvmsg, send, sendmsg,
     },
 };
-use vmm::{BlockLimits, Command as VmmCommand, Counters, Ending, Event, NetConfig, VmConfig};
+use vmm::{
+    BlockLimits, Command as VmmCommand, Counters, Ending, Event, NetConfig, NetLimits, VmConfig,
+};
 
 use lower::{Resource, lower};
 use share::{Share, ShareError, Shares};
@@ -75,6 +77,8 @@ pub struct SandboxConfig {
     /// Network devices; the links come beside, in the same order, and their places in the VM's
     /// configuration are filled in here.
     pub nics: Vec<NetConfig>,
+    /// What may pass all of these together.
+    pub net_limits: NetLimits,
     /// Folders and files of the host that the guest has, in the order in which it names them (`0`, `1`, ...).
     pub shares: Vec<Share>,
     /// File to which the guest kernel's serial console is written; made if missing.

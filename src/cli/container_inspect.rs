@@ -104,6 +104,8 @@ pub fn object(containers: &Containers, record: &Record) -> Value {
             "BlkioDeviceWriteBps": disk_rates(spec, RateKind::WriteBytes),
             "BlkioDeviceReadIOps": disk_rates(spec, RateKind::Reads),
             "BlkioDeviceWriteIOps": disk_rates(spec, RateKind::Writes),
+            "NetRxRate": spec.network.limits.receive_bytes,
+            "NetTxRate": spec.network.limits.transmit_bytes,
             "Privileged": spec.setup.privileged,
             "ReadonlyRootfs": spec.setup.read_only_root,
             "ShmSize": spec.setup.shm_bytes,

@@ -5,9 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::{Context, bail};
 use clap::Args;
 use protocol::HostEntry;
+use vmm::NetLimits;
 
 use crate::{
-    container::network::{HOST_GATEWAY, NetworkSpec},
+    container::{
+        limits,
+        network::{HOST_GATEWAY, NetworkSpec},
+    },
     network::{
         self, Endpoint, NONE,
         port::{self, Publish},
@@ -50,6 +54,12 @@ pub struct NetworkFlags {
     /// Add a name to /etc/hosts; for the address host-gateway, this host's, which the container reaches then
     #[arg(long, value_name = "NAME:ADDRESS", value_parser = host)]
     add_host: Vec<HostEntry>,
+    /// Limit what the container receives from its networks, in bytes a second, such as 10mb
+    #[arg(long, value_name = "RATE", value_parser = limits::at_least_one)]
+    net_rx_rate: Option<u64>,
+    /// Limit what the container sends to its networks, in bytes a second
+    #[arg(long, value_name = "RATE", value_parser = limits::at_least_one)]
+    net_tx_rate: Option<u64>,
 }
 
 /// What one `-p` names.
@@ -76,6 +86,10 @@ impl NetworkFlags {
     /// As meant; tells what one might not expect.
     pub fn into_request(self) -> anyhow::Result<NetworkRequest> {
         let publish: Vec<Publish> = self.publish.into_iter().flat_map(|ports| ports.0).collect();
+        let limits = NetLimits {
+            receive_bytes: self.net_rx_rate,
+            transmit_bytes: self.net_tx_rate,
+        };
         let endpoints = endpoints(
             self.network,
             &Endpoint {
@@ -85,8 +99,13 @@ impl NetworkFlags {
                 ip6: self.ip6,
                 mac: self.mac_address.map(|mac| mac.0),
             },
-            !publish.is_empty() || self.publish_all,
+            !publish.is_empty() || self.publish_all || limits != NetLimits::default(),
         )?;
+        if limits != NetLimits::default() && endpoints.iter().all(|one| one.network == NONE) {
+            bail!(
+                "a container without a network has nothing that --net-rx-rate and --net-tx-rate could limit"
+            );
+        }
         for port in publish.iter().filter(|port| port.address.is_none()) {
             let at = port.host.map_or_else(
                 || "a free port of 127.0.0.1 (`pillbug port` shows it)".to_owned(),
@@ -107,6 +126,7 @@ impl NetworkFlags {
                     .iter()
                     .any(|host| host.address == HOST_GATEWAY),
                 dns: self.dns,
+                limits,
             },
             dns_search: self.dns_search,
             dns_options: self.dns_option,

@@ -57,10 +57,7 @@ impl FromStr for Shm {
     type Err = OptionError;
 
     fn from_str(text: &str) -> Result<Self, OptionError> {
-        match size(text)? {
-            0 => Err(OptionError::Size(text.into())),
-            bytes => Ok(Self(bytes)),
-        }
+        at_least_one(text).map(Self)
     }
 }
 
@@ -219,6 +216,18 @@ impl DiskRate {
             kind,
             rate,
         })
+    }
+}
+
+/// Bytes, in all or a second, which may have a unit.
+///
+/// # Errors
+///
+/// [`OptionError::Size`] for anything else, or nothing.
+pub fn at_least_one(text: &str) -> Result<u64, OptionError> {
+    match size(text)? {
+        0 => Err(OptionError::Size(text.into())),
+        bytes => Ok(bytes),
     }
 }
 

@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, os::fd::OwnedFd, path::Path};
 
 use protocol::{Interface, InterfaceAddress, Setup};
 use serde::{Deserialize, Serialize};
-use vmm::{DescriptorIndex, Ipv4Net, NetConfig, NetLink};
+use vmm::{DescriptorIndex, Ipv4Net, NetConfig, NetLimits, NetLink};
 
 use super::{
     name::Id,
@@ -109,6 +109,9 @@ pub struct NetworkSpec {
     pub dns: Vec<Ipv4Addr>,
     /// The host is reached: see [`HOST_GATEWAY`].
     pub host_gateway: bool,
+    /// How much may pass all interfaces together.
+    #[serde(default)]
+    pub limits: NetLimits,
 }
 
 /// What a machine that is on networks has to do with them.

@@ -28,6 +28,7 @@ use nix::{
     },
     unistd::setsid,
 };
+use vmm::NetLimits;
 
 use super::{
     disk_rate,
@@ -352,6 +353,7 @@ impl Supervisor {
             Some(connection) => {
                 connection.complete(&mut setup);
                 sandbox.nics.extend(connection.devices);
+                sandbox.net_limits = spec.network.limits;
                 (connection.links, Some(connection.attachment))
             }
             None => (Vec::new(), None),
@@ -449,6 +451,7 @@ pub(super) fn sandbox(
         disk: machine.disk_bytes.map(|bytes| (disk_path, bytes)),
         disk_limits,
         nics: Vec::new(),
+        net_limits: NetLimits::default(),
         shares: Vec::new(),
         kernel_console: machine.kernel_console.clone(),
         log: container.folder().join(LOG),

@@ -112,6 +112,7 @@ pub fn lower(config: &SandboxConfig) -> Result<(VmConfig, Vec<Resource>), Sandbo
         },
         blocks: std::iter::once(root).chain(disk).collect(),
         nets,
+        net_limits: config.net_limits,
         fs: (!config.shares.is_empty()).then(|| FsConfig {
             server: index(Resource::Shares),
             tag: protocol::SHARES_TAG.into(),
@@ -142,6 +143,7 @@ pub fn lower(config: &SandboxConfig) -> Result<(VmConfig, Vec<Resource>), Sandbo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmm::NetLimits;
 
     fn config() -> SandboxConfig {
         SandboxConfig {
@@ -151,6 +153,7 @@ mod tests {
             cpuset: None,
             oom_score_adj: 0,
             disk_limits: Vec::new(),
+            net_limits: NetLimits::default(),
             memory_bytes: 64 << 20,
             kernel: "/kernel".into(),
             root: vec![("/meta".into(), 8192), ("/layer".into(), 4096)],
@@ -225,6 +228,7 @@ mod tests {
             cpuset: None,
             oom_score_adj: 0,
             disk_limits: Vec::new(),
+            net_limits: NetLimits::default(),
             ..config()
         };
         assert_eq!(

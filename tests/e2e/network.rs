@@ -6,14 +6,15 @@ mod world;
 
 use std::{
     fs,
-    io::Read,
+    io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
+    time::{Duration, Instant},
 };
 
 use predicates::{prelude::*, str::contains};
 
-use crate::command::{pillbug, processes, state_root};
+use crate::command::{pillbug, processes, state_root, told};
 use world::World;
 
 /// Starts a container in the background, on these networks.
@@ -400,4 +401,65 @@ fn a12_a_flood_of_packets_ends_and_the_interface_goes_on() {
     }
     assert_eq!(greeting((ip, 80).into()).expect("it answers"), "hello\n");
     remove(&["sink"]);
+}
+
+#[test]
+fn what_a_container_sends_and_receives_is_limited() {
+    let listener = TcpListener::bind("0.0.0.0:0").expect("a port is free");
+    let port = listener.local_addr().expect("it is bound").port();
+    // Takes all of the first connection and gives as much to the second; how long each took.
+    let measured = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("the container connects");
+        let start = Instant::now();
+        let taken = std::io::copy(&mut stream, &mut std::io::sink()).expect("it can be read");
+        let sending = start.elapsed();
+        // The container's `nc` waits for this.
+        drop(stream);
+        let (mut stream, _) = listener.accept().expect("the container connects again");
+        let start = Instant::now();
+        stream
+            .write_all(&[0; 600 << 10])
+            .expect("it can be written");
+        drop(stream);
+        (taken, sending, start)
+    });
+    let script = format!(
+        "dd if=/dev/zero bs=1k count=600 2> /dev/null | nc up {port}; nc up {port} < /dev/null | wc -c"
+    );
+    let told = told(&[
+        "run",
+        "--rm",
+        "--network",
+        "bridge",
+        "--add-host",
+        "up:host-gateway",
+        "--net-tx-rate",
+        "200k",
+        "--net-rx-rate",
+        "300kb",
+        "busybox",
+        "sh",
+        "-c",
+        &script,
+    ]);
+    assert_eq!(told, "614400\n");
+    let (taken, sending, start) = measured.join().expect("it does not panic");
+    assert_eq!(taken, 614_400);
+    // 600 KiB at 200 KiB a second and at 300, but for what is there at once.
+    assert!(sending >= Duration::from_millis(2500), "{sending:?}");
+    assert!(start.elapsed() >= Duration::from_millis(1600));
+
+    pillbug()
+        .args([
+            "run",
+            "--network",
+            "none",
+            "--net-tx-rate",
+            "1m",
+            "busybox",
+            "true",
+        ])
+        .assert()
+        .code(125)
+        .stderr(contains("without a network"));
 }

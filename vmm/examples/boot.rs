@@ -107,6 +107,7 @@ fn machine(arguments: &[String]) -> Result<(VmConfig, Vec<OwnedFd>), Box<dyn Err
         },
         blocks: Vec::new(),
         nets: Vec::new(),
+        net_limits: vmm::NetLimits::default(),
         fs: None,
         vsock: None,
         console: ConsoleConfig {

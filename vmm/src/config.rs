@@ -28,6 +28,9 @@ pub struct VmConfig {
     /// Network devices in the order in which the guest names them (`eth0`, `eth1`, ...).
     #[serde(default)]
     pub nets: Vec<NetConfig>,
+    /// What may pass all of them together.
+    #[serde(default)]
+    pub net_limits: NetLimits,
     /// File system device.
     #[serde(default)]
     pub fs: Option<FsConfig>,
@@ -126,6 +129,16 @@ pub struct NetConfig {
     pub allowed: Vec<SocketAddrV4>,
     /// Longest IP packet in bytes that the guest is to send, 68 or more.
     pub mtu: u16,
+}
+
+/// How much may pass the network devices of a machine; none is no limit. A tenth of a second's worth is saved for a
+/// burst.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetLimits {
+    /// Bytes a second to the guest, at least one, frames counted whole.
+    pub receive_bytes: Option<u64>,
+    /// Bytes a second from the guest, at least one.
+    pub transmit_bytes: Option<u64>,
 }
 
 /// The virtio file system device, which carries FUSE requests and looks at none.

@@ -21,6 +21,6 @@ mod x86;
 
 pub use config::{
     BlockConfig, BlockLimits, BlockPart, ConsoleConfig, DescriptorIndex, FsConfig, Ipv4Net,
-    KernelConfig, MemoryConfig, NetConfig, NetLink, SerialConfig, VmConfig, VsockConfig,
+    KernelConfig, MemoryConfig, NetConfig, NetLimits, NetLink, SerialConfig, VmConfig, VsockConfig,
 };
 pub use control::{Command, Counters, Ending, Event, Traffic};

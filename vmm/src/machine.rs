@@ -25,7 +25,7 @@ use crate::throttle::Throttle;
 use crate::vcpu::{self, Gate, Reason, Vcpu, VcpuEnd, VcpuHandle, VcpuStartError};
 use crate::virtio::block::{Block, Disk, DiskError, Part};
 use crate::virtio::fs::{Fs, FsError};
-use crate::virtio::net::{Net, NetError};
+use crate::virtio::net::{Net, NetError, NetRates};
 use crate::virtio::{Balloon, BalloonSize, Connector, Console, ConsoleTail, Meter, Rng, Vsock};
 use crate::x86::{boot, cpuid, layout, mptable, registers};
 use slots::Slots;
@@ -246,10 +246,11 @@ impl Machine {
         let console = Console::new(output);
         let console_tail = console.tail();
         slots.add(Box::new(console))?;
+        let rates = NetRates::new(&config.net_limits);
         for (index, net) in config.nets.into_iter().enumerate() {
             let descriptor = descriptors.take(net.descriptor)?;
-            let net =
-                Net::new(&net, descriptor).map_err(|source| MachineError::Net { index, source })?;
+            let net = Net::new(&net, &rates, descriptor)
+                .map_err(|source| MachineError::Net { index, source })?;
             controls.nets.push(net.meter());
             slots.add(Box::new(net))?;
         }

@@ -86,6 +86,7 @@ fn machine(code: &[u8]) -> Option<(VmConfig, Vec<OwnedFd>)> {
         },
         blocks: Vec::new(),
         nets: Vec::new(),
+        net_limits: vmm::NetLimits::default(),
         fs: None,
         vsock: None,
         console: ConsoleConfig { output: None },

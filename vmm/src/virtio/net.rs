@@ -6,6 +6,7 @@
 
 mod backend;
 pub mod frame;
+mod limit;
 mod server;
 pub mod tap;
 pub(super) mod vectored;
@@ -24,6 +25,7 @@ use crate::config::{NetConfig, NetLink};
 
 use backend::{Backend, Stream, Tap};
 use frame::Filter;
+pub use limit::NetRates;
 use server::{Port, Server};
 
 use super::device::copy_config;
@@ -49,6 +51,9 @@ pub enum NetError {
     /// The descriptor.
     #[error("cannot use its descriptor without waiting")]
     Nonblocking(#[source] io::Error),
+    /// For its limits.
+    #[error("cannot make a timer for its limits")]
+    Timer(#[source] io::Error),
 }
 
 /// The device.
@@ -65,12 +70,16 @@ pub struct Net {
 }
 
 impl Net {
-    /// An idle device over `descriptor`.
+    /// An idle device over `descriptor`, which passes no more than `rates`.
     ///
     /// # Errors
     ///
     /// [`NetError`].
-    pub fn new(config: &NetConfig, descriptor: OwnedFd) -> Result<Self, NetError> {
+    pub fn new(
+        config: &NetConfig,
+        rates: &NetRates,
+        descriptor: OwnedFd,
+    ) -> Result<Self, NetError> {
         if config.mac == [0; 6] || config.mac[0] & 1 != 0 {
             return Err(NetError::Mac(config.mac));
         }
@@ -82,6 +91,7 @@ impl Net {
             NetLink::Tap { udp_offload } => Box::new(Tap::new(descriptor, udp_offload)),
             NetLink::Stream => Box::new(Stream::new(descriptor)),
         };
+        let (receive_gate, transmit_gate) = rates.gates().map_err(NetError::Timer)?;
         let link_up = Arc::new(AtomicBool::new(true));
         let meter = Meter::default();
         Ok(Self {
@@ -97,6 +107,8 @@ impl Net {
                 filter: Filter::new(config),
                 link_up: link_up.clone(),
                 meter: meter.clone(),
+                receive_gate,
+                transmit_gate,
             }),
             meter,
             link_up,

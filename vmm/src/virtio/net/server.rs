@@ -15,6 +15,7 @@ use crate::virtio::{
 
 use super::backend::{Backend, Incoming, Outgoing};
 use super::frame::{ETHERNET, Filter, HEADER, Header, INSPECTED, MAX_FRAME};
+use super::limit::Gate;
 use super::vectored::MAX_BUFFERS;
 
 /// Frames from outside taken in one round, so that a flood of them leaves the guest's own their turn.
@@ -26,6 +27,10 @@ pub struct Port {
     pub filter: Filter,
     pub link_up: Arc<AtomicBool>,
     pub meter: Meter,
+    /// Frames to the guest.
+    pub receive_gate: Gate,
+    /// Frames of the guest.
+    pub transmit_gate: Gate,
 }
 
 /// What the worker sleeps on.
@@ -37,6 +42,10 @@ enum Token {
     /// The guest sent frames.
     Transmit,
     Backend,
+    /// Frames to the guest may pass again.
+    ReceiveGate,
+    /// Those of the guest may.
+    TransmitGate,
 }
 
 /// The worker.
@@ -51,6 +60,8 @@ pub struct Server {
     interest: Option<EventSet>,
     /// A frame waits for buffers of the guest's.
     wants_buffers: bool,
+    /// A frame waits for its time.
+    wants_time: bool,
     /// A frame of the guest's waits for the back end.
     wants_backend: bool,
 }
@@ -65,6 +76,15 @@ impl Server {
         let mut poller = Poller::new()?;
         poller.add_queue(&receive, Token::Receive)?;
         poller.add_queue(&transmit, Token::Transmit)?;
+        let gates = [
+            (port.receive_gate.timer(), Token::ReceiveGate),
+            (port.transmit_gate.timer(), Token::TransmitGate),
+        ];
+        for (timer, token) in gates {
+            if let Some(timer) = timer {
+                poller.add(timer, EventSet::IN, token)?;
+            }
+        }
         let is_up = port.link_up.load(Ordering::Acquire);
         let interest = is_up.then_some(EventSet::IN);
         if let Some(events) = interest {
@@ -79,6 +99,7 @@ impl Server {
             poller,
             interest,
             wants_buffers: false,
+            wants_time: false,
             wants_backend: false,
         })
     }
@@ -110,6 +131,14 @@ impl Server {
                     Token::Stop => return Ok(()),
                     Token::Receive => has_come = true,
                     Token::Transmit => has_sent = true,
+                    Token::ReceiveGate => {
+                        self.port.receive_gate.acknowledge();
+                        has_come = true;
+                    }
+                    Token::TransmitGate => {
+                        self.port.transmit_gate.acknowledge();
+                        has_sent = true;
+                    }
                     Token::Backend => {
                         has_sent |= events.contains(EventSet::OUT);
                         has_come |= events.contains(EventSet::IN);
@@ -133,6 +162,9 @@ impl Server {
         if result.is_ok() {
             let (port, features) = (&mut self.port, self.features);
             self.transmit.serve(|chain| {
+                if is_up && !port.transmit_gate.is_open() {
+                    return None;
+                }
                 if is_up && result.is_ok() {
                     result = transmit(port, &mut chain.readable, features);
                 }
@@ -157,11 +189,15 @@ impl Server {
 
     /// Gives the guest frames from outside, a round of them at most.
     fn deliver(&mut self) -> Result<(), ServeError> {
-        self.wants_buffers = false;
+        (self.wants_buffers, self.wants_time) = (false, false);
         let mut delivered = 0;
         while self.interest.is_some() {
             if delivered == ROUND {
                 self.receive.kick();
+                break;
+            }
+            if !self.port.receive_gate.is_open() {
+                self.wants_time = true;
                 break;
             }
             let incoming = match self.port.backend.receive() {
@@ -178,6 +214,7 @@ impl Server {
                 break;
             }
             self.port.meter.count_in(length);
+            self.port.receive_gate.count(length);
             self.port.backend.taken();
             delivered += 1;
         }
@@ -191,7 +228,7 @@ impl Server {
             return Ok(());
         };
         let mut wanted = EventSet::empty();
-        wanted.set(EventSet::IN, !self.wants_buffers);
+        wanted.set(EventSet::IN, !self.wants_buffers && !self.wants_time);
         wanted.set(EventSet::OUT, self.wants_backend);
         if wanted != present {
             self.poller.modify(&*self.port.backend, wanted)?;
@@ -239,6 +276,7 @@ fn transmit(port: &mut Port, frame: &mut Buffers<'_>, features: u64) -> io::Resu
         rest: frame,
     })?;
     port.meter.count_out(length as u64);
+    port.transmit_gate.count(length as u64);
     Ok(())
 }
 

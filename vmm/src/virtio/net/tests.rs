@@ -3,13 +3,13 @@
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM};
 
 use super::frame::{HEADER, MAX_FRAME};
 use super::*;
-use crate::config::DescriptorIndex;
+use crate::config::{DescriptorIndex, NetLimits};
 use crate::virtio::fake::{FakeDriver, INDIRECT, MEMORY, NEXT, WRITE, write_descriptor};
 
 const RECEIVE: usize = 0;
@@ -39,9 +39,14 @@ struct Streamed {
 }
 
 fn streamed(features: u64) -> Streamed {
+    limited(features, &NetLimits::default())
+}
+
+fn limited(features: u64, limits: &NetLimits) -> Streamed {
     let (ours, peer) = UnixStream::pair().unwrap();
     peer.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut net = Net::new(&config(NetLink::Stream), ours.into()).unwrap();
+    let rates = NetRates::new(limits);
+    let mut net = Net::new(&config(NetLink::Stream), &rates, ours.into()).unwrap();
     let driver = FakeDriver::new(&QUEUE_SIZES);
     net.activate(driver.context(features)).unwrap();
     Streamed { net, driver, peer }
@@ -52,7 +57,7 @@ fn tapped(features: u64) -> (Net, FakeDriver, UnixDatagram) {
     let (ours, peer) = UnixDatagram::pair().unwrap();
     peer.set_read_timeout(Some(PATIENCE)).unwrap();
     let link = NetLink::Tap { udp_offload: true };
-    let mut net = Net::new(&config(link), ours.into()).unwrap();
+    let mut net = Net::new(&config(link), &NetRates::default(), ours.into()).unwrap();
     let driver = FakeDriver::new(&QUEUE_SIZES);
     net.activate(driver.context(features)).unwrap();
     (net, driver, peer)
@@ -105,6 +110,42 @@ fn frames_pass_both_ways_over_a_stream() {
     // One buffer (5.1.6.4), no flags.
     assert_eq!(answer.data[..HEADER], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
     assert_eq!(answer.data[HEADER..][..theirs.len()], theirs);
+    net.net.reset();
+}
+
+#[test]
+fn a_limit_holds_each_way_and_loses_nothing() {
+    // A tenth of a second's worth is there at once: 2,000 bytes.
+    let limits = NetLimits {
+        receive_bytes: Some(20_000),
+        transmit_bytes: Some(20_000),
+    };
+    let mut net = limited(MERGE, &limits);
+    let own = frame(MAC, &[7; 986]);
+    let start = Instant::now();
+    for _ in 0..6 {
+        net.send(&[&[0; HEADER], &own]);
+    }
+    for _ in 0..6 {
+        assert_eq!(net.sent(), own);
+    }
+    // The last one waits until the debt of the third and the fourth is paid.
+    assert!(start.elapsed() >= Duration::from_millis(100));
+
+    let theirs = frame([2, 0, 0, 0, 0, 1], &[9; 986]);
+    for _ in 0..6 {
+        net.driver.add(RECEIVE, &[], &[1500]);
+    }
+    net.driver.kick(RECEIVE);
+    let start = Instant::now();
+    for _ in 0..6 {
+        net.come(&theirs);
+    }
+    for _ in 0..6 {
+        let answer = net.driver.wait_used(RECEIVE);
+        assert_eq!(answer.data[HEADER..][..theirs.len()], theirs);
+    }
+    assert!(start.elapsed() >= Duration::from_millis(100));
     net.net.reset();
 }
 
@@ -324,7 +365,12 @@ fn the_configuration_says_what_it_was_given() {
             mtu,
             ..config(NetLink::Stream)
         };
-        Net::new(&config, ours.as_fd().try_clone_to_owned().unwrap()).is_err()
+        Net::new(
+            &config,
+            &NetRates::default(),
+            ours.as_fd().try_clone_to_owned().unwrap(),
+        )
+        .is_err()
     };
     assert!(refused([3, 0, 0, 0, 0, 1], 1500));
     assert!(refused([0; 6], 1500));
