@@ -14,12 +14,12 @@ use std::{
 
 use protocol::{AgentMessage, Process, ProcessId, Resource, StartStage, frame};
 use rustix::{
-    fs::{FileType, Mode, Uid, fchown, fstat},
+    fs::{FileType, Mode, OFlags, Uid, fchown, fstat, open},
     io::Errno,
     pipe::{PipeFlags, pipe_with},
     process::{
-        self as rustix_process, PidfdFlags, Rlimit, chdir, getpid, ioctl_tiocsctty, pidfd_open,
-        setrlimit, setsid, umask,
+        self as rustix_process, PidfdFlags, Rlimit, getpid, ioctl_tiocsctty, pidfd_open, setrlimit,
+        setsid, umask,
     },
     stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
     thread::{
@@ -241,19 +241,12 @@ fn set_limit(limit: &protocol::Rlimit) -> Result<(), Errno> {
 }
 
 /// Makes the working directory where it is missing, as root's, and enters it while nothing can be
-/// refused.
+/// refused. No link of `/proc` is followed: those to this process's own descriptors lead out of the container.
 fn enter_folder(path: &str) -> Result<(), Failure> {
-    let enter = || match chdir(path) {
-        Err(Errno::NOENT) => {
-            let root = rustix::fs::open(
-                "/",
-                rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
-                Mode::empty(),
-            )?;
-            rustix_process::fchdir(target::ensure(root.as_fd(), path, Kind::Folder)?.fd)
-                .map_err(std::io::Error::from)
-        }
-        result => Ok(result?),
+    let enter = || -> std::io::Result<()> {
+        let root = open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let folder = target::ensure(root.as_fd(), path, Kind::Folder)?;
+        Ok(rustix_process::fchdir(folder.fd)?)
     };
     enter().at(StartStage::WorkingDirectory, path)
 }

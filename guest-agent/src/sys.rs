@@ -141,13 +141,21 @@ fn close_range(first: u32, flags: u32) -> io::Result<()> {
     checked(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) })
 }
 
-/// Sends any signal, the realtime ones included, to a process.
+/// `PIDFD_SIGNAL_PROCESS_GROUP` of pidfd_send_signal(2), since Linux 6.9.
+const TO_THE_GROUP: libc::c_uint = 1 << 2;
+
+/// Sends any signal, the realtime ones included, to a process that leads a group. One that is killed takes its group
+/// with it, which it could not end any more.
 ///
 /// # Errors
 ///
 /// Those of pidfd_send_signal(2).
 pub fn send_signal(pidfd: BorrowedFd<'_>, signal: u8) -> io::Result<()> {
     let info = ptr::null::<libc::siginfo_t>();
+    let flags = match c_int::from(signal) {
+        libc::SIGKILL => TO_THE_GROUP,
+        _ => 0,
+    };
     // SAFETY: no signal information is passed.
     checked(unsafe {
         libc::syscall(
@@ -155,7 +163,7 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: u8) -> io::Result<()> {
             pidfd.as_raw_fd(),
             c_int::from(signal),
             info,
-            0,
+            flags,
         )
     })
 }

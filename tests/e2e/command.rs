@@ -3,16 +3,21 @@
 use std::{
     collections::BTreeSet,
     env, fs,
-    io::{BufRead, BufReader, Read},
+    io::{self, BufRead, BufReader, Read},
+    os::fd::AsFd,
     path::{Path, PathBuf},
-    process::{Child, Stdio},
-    time::Duration,
+    process::{Child, ChildStdout, Stdio},
+    time::{Duration, Instant},
 };
 
 use assert_cmd::Command;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Longest that any one command may take before it counts as hung, on an emulated processor.
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// Longest that anything that is watched for may take: a database that recovers takes a minute of its own.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The state root that holds the prepared images.
 pub fn state_root() -> PathBuf {
@@ -67,19 +72,53 @@ pub fn spawn(arguments: &[&str]) -> Running {
         .stderr(Stdio::inherit())
         .spawn()
         .expect("pillbug starts");
-    let stdout = BufReader::new(child.stdout.take().expect("it is a pipe"));
+    let stdout = BufReader::new(Patient::new(&mut child));
     Running { child, stdout }
+}
+
+/// Standard output of a child, which fails where a read of it would wait for ever.
+pub struct Patient {
+    stdout: ChildStdout,
+    end: Instant,
+}
+
+impl Patient {
+    /// Takes what the child was given a pipe for.
+    pub fn new(child: &mut Child) -> Self {
+        let stdout = child.stdout.take().expect("it is a pipe");
+        let end = Instant::now() + PATIENCE;
+        Self { stdout, end }
+    }
+
+    /// Begins to wait anew.
+    pub fn renew(&mut self) {
+        self.end = Instant::now() + PATIENCE;
+    }
+}
+
+impl Read for Patient {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.end.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).expect("it is short");
+        let mut readable = [PollFd::from_borrowed_fd(self.stdout.as_fd(), PollFlags::IN)];
+        // The end of this test's own child interrupts the wait.
+        if rustix::io::retry_on_intr(|| poll(&mut readable, Some(&left)))? == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stdout.read(buffer)
+    }
 }
 
 /// A `run` under way. One that a failed test leaves behind is killed.
 pub struct Running {
     pub child: Child,
-    stdout: BufReader<std::process::ChildStdout>,
+    stdout: BufReader<Patient>,
 }
 
 impl Running {
     /// Waits for a line that contains `text` and returns it.
     pub fn wait_for(&mut self, text: &str) -> String {
+        self.stdout.get_mut().renew();
         let mut line = String::new();
         loop {
             line.clear();
@@ -93,6 +132,7 @@ impl Running {
 
     /// All that is still to come, until the stream closes.
     pub fn rest(&mut self) -> String {
+        self.stdout.get_mut().renew();
         let mut rest = String::new();
         self.stdout
             .read_to_string(&mut rest)

@@ -1,13 +1,14 @@
 //! What stays, what goes, and what must not meet.
 
-use std::{fs::File, io::Read};
-
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
-use crate::command::{output_of, processes, run, spawn, state_root, traces};
+use crate::{
+    command::{output_of, pillbug, processes, run, spawn, state_root, told, traces},
+    supervision::start,
+};
 
 #[test]
 fn a_run_with_rm_leaves_nothing_behind() {
@@ -133,14 +134,31 @@ fn a62_names_are_checked_and_unique() {
 
 #[test]
 fn a43_the_agents_program_and_files_are_out_of_reach() {
-    let script =
-        "ls /proc/1/fd | wc -l; readlink /proc/1/exe; ls /init 2>&1 | wc -c; cat /proc/1/cmdline";
-    let output = output_of(["busybox", "sh", "-c", script]);
-    assert!(output.contains("/bin/sh"), "{output}");
-    assert!(!output.contains("agent"), "{output}");
-    let mut own = String::new();
-    File::open("/proc/self/comm")
-        .and_then(|mut file| file.read_to_string(&mut own))
-        .expect("/proc is mounted");
-    assert_ne!(own, output);
+    // What a process that begins next to it is before it is itself, seen by somebody who never looks away.
+    let spy = "while :; do ls -l /proc/[0-9]*/exe /proc/[0-9]*/cwd /proc/[0-9]*/root /proc/[0-9]*/fd/*; done 2> /dev/null |
+        awk '/ -> / { sub(/.* -> /, \"\"); if (!seen[$0]++) { print; fflush() } }' > /tmp/seen & exec sleep 1000";
+    start("spied", &["busybox", "sh", "-c", spy]);
+    for fd in 0..12 {
+        // A folder of the agent's, were one open, would be outside of the container's root.
+        let folder = format!("/proc/self/fd/{fd}");
+        let arguments = ["exec", "-w", &folder, "spied", "sh", "-c"];
+        let look = "ls -d ../../../../../../../init ./init";
+        let output = pillbug().args(arguments).arg(look).assert();
+        output.failure().stdout("");
+    }
+    // What `/proc/self/exe` is before the program is executed: not something to be executed in its place.
+    pillbug()
+        .args(["exec", "spied", "/proc/self/exe"])
+        .assert()
+        .failure();
+    let seen = told(&["exec", "spied", "cat", "/tmp/seen"]);
+    let inside = |line: &str| {
+        let plain = ["/", "/tmp", "/tmp/seen"].contains(&line) || line.starts_with("/bin/");
+        let device = line.starts_with("/dev/") || line.starts_with("/proc/");
+        plain || device || line.starts_with("pipe:[") || line.starts_with("socket:[")
+    };
+    let strange: Vec<&str> = seen.lines().filter(|line| !inside(line)).collect();
+    assert!(seen.contains("/bin/sh\n"), "{seen}");
+    assert_eq!(strange, [""; 0]);
+    told(&["rm", "-f", "spied"]);
 }
