@@ -8,6 +8,7 @@ pub mod disk;
 mod initramfs;
 pub mod kernel;
 mod lower;
+mod oom;
 pub mod share;
 
 use std::{
@@ -233,7 +234,7 @@ impl Sandbox {
     }
 
     /// Waits for the next event, and returns it. A VMM process that dies without a word has
-    /// [`Ending::Killed`] or [`Ending::HostError`] as its last one.
+    /// [`Ending::Killed`], [`Ending::HostOom`] or [`Ending::HostError`] as its last one.
     ///
     /// # Errors
     ///
@@ -372,6 +373,7 @@ impl Sandbox {
             None => return Err(SandboxError::Listen(io::ErrorKind::NotConnected.into())),
         };
         Ok(match status.signal() {
+            Some(9) if oom::killed(self.vmm_pid) => Ending::HostOom,
             Some(9) => Ending::Killed,
             _ => Ending::HostError {
                 message: format!("the VMM process ended early ({status})"),

@@ -213,6 +213,11 @@ fn state(status: &Status, health: Option<&Health>) -> Value {
         "Paused": matches!(status, Status::Running(Running { paused: true, .. })),
         "Restarting": matches!(status, Status::Restarting(_)),
         "OOMKilled": oom_killed,
+        "HostOOMKilled": matches!(
+            status,
+            Status::Exited(exited) | Status::Restarting(Restarting { last: exited, .. })
+                if exited.host_oom_killed
+        ),
         "Dead": false,
         "Pid": pid,
         "ExitCode": code,

@@ -1,4 +1,4 @@
-//! `pillbug update`: what containers that exist may use.
+//! `pillbug update`: what containers that exist may use, and when they are started again.
 
 use std::process::ExitCode;
 
@@ -7,6 +7,7 @@ use clap::{ArgGroup, Args};
 use crate::container::{
     limits::{self, Change, CpuSet, Cpus},
     options::Memory,
+    restart::RestartPolicy,
 };
 
 const EXAMPLES: &str = "\
@@ -14,11 +15,12 @@ Examples:
   pillbug update --cpus 0.5 web              half a processor, from now on
   pillbug update -m 256m --pids-limit 100 web
   pillbug update --cpuset-cpus 0-1 web db
+  pillbug update --restart unless-stopped web
 
 A container that runs has it at once, but for more processors or memory than its machine was started with: those it has when it
 is started again. With less memory, what the guest does without goes back to the host.";
 
-/// Change what containers may use
+/// Change what containers may use, and when they are started again
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 #[command(group = ArgGroup::new("change").required(true).multiple(true))]
@@ -35,6 +37,9 @@ pub struct UpdateArgs {
     /// Most processes and threads; -1 for no limit
     #[arg(long, value_name = "COUNT", value_parser = limits::pids, allow_negative_numbers = true, group = "change")]
     pids_limit: Option<i64>,
+    /// When to start it again: no, on-failure[:RETRIES], always, unless-stopped
+    #[arg(long, value_name = "POLICY", group = "change")]
+    restart: Option<RestartPolicy>,
     /// Names, IDs, or starts of IDs
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -47,6 +52,7 @@ pub fn run(arguments: UpdateArgs) -> anyhow::Result<ExitCode> {
         cpuset: arguments.cpuset_cpus,
         memory: arguments.memory,
         pids: arguments.pids_limit,
+        restart: arguments.restart,
     };
     super::each(&arguments.containers, |containers, id| {
         let later = limits::change(containers, id, &change)?;

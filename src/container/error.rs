@@ -83,6 +83,8 @@ pub enum RunError {
     PowerOff(Duration),
     #[error("the guest agent does not answer")]
     NoAnswer,
+    #[error("container {0} goes with its end (--rm): it cannot be started again")]
+    RestartOfTransient(String),
     #[error("cannot limit the rate of a disk")]
     DiskRate(#[from] DiskRateError),
     #[error("killed")]
@@ -127,7 +129,7 @@ impl RunError {
             },
             Self::Killed
             | Self::Ended {
-                ending: Ending::Killed,
+                ending: Ending::Killed | Ending::HostOom,
                 ..
             } => 137,
             Self::Interrupted { signal } => 128 + (signal & 0x7f),
@@ -177,6 +179,9 @@ fn ending_text(ending: &Ending, log: &str) -> String {
         Ending::Panic { message } => format!("the guest kernel panicked: {message}"),
         Ending::Killed => "the VMM process was killed, by the host's out-of-memory killer or by \
                            somebody else"
+            .into(),
+        Ending::HostOom => "the host ran out of memory, or its limit for this did, and its \
+                            out-of-memory killer ended the VMM process: give less with -m"
             .into(),
         Ending::HostError { message } => format!("the virtual machine failed: {message}"),
     };
@@ -277,6 +282,7 @@ mod tests {
                 message: "x".into(),
             },
             Ending::Killed,
+            Ending::HostOom,
             Ending::HostError {
                 message: "x".into(),
             },

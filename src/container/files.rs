@@ -74,9 +74,13 @@ pub enum FileWorkError {
 
 /// One order under way.
 #[derive(Debug)]
-struct Work {
+struct Work<'a> {
     stream: UnixStream,
     whose: Whose,
+    containers: &'a Containers,
+    id: &'a Id,
+    /// What is written down of it once it is done.
+    action: Option<&'static str>,
 }
 
 /// Who does it.
@@ -86,7 +90,7 @@ enum Whose {
     Machine(Box<Machine>),
 }
 
-impl Work {
+impl<'a> Work<'a> {
     /// Has the container's guest do something.
     ///
     /// # Errors
@@ -94,17 +98,28 @@ impl Work {
     /// [`StateError::Busy`] while another command is at it; why the machine or the guest cannot.
     fn begin(
         state_root: &Path,
-        containers: &Containers,
-        id: &Id,
+        containers: &'a Containers,
+        id: &'a Id,
         order: FilesOrder,
     ) -> Result<Self, FileWorkError> {
+        // Docker's names.
+        let action = match &order {
+            FilesOrder::Read { .. } => Some("archive-path"),
+            FilesOrder::Write { .. } => Some("extract-to-dir"),
+            FilesOrder::Export => Some("export"),
+            FilesOrder::Changes { .. } => None,
+        };
+        let work = |stream, whose| Self {
+            stream,
+            whose,
+            containers,
+            id,
+            action,
+        };
         let request = Request::Files(Box::new(order.clone()));
         if let Some(mut session) = connect(containers, id, request)? {
             let stream = stream_of(&mut session)?;
-            return Ok(Self {
-                stream,
-                whose: Whose::Supervisor(session),
-            });
+            return Ok(work(stream, Whose::Supervisor(session)));
         }
         let Some(container) = containers.hold(id)? else {
             return Err(StateError::Busy(id.short().into()).into());
@@ -114,10 +129,7 @@ impl Work {
         }
         check_volumes(container.spec(), &order)?;
         let (machine, stream) = Machine::start(state_root, container, order)?;
-        Ok(Self {
-            stream,
-            whose: Whose::Machine(Box::new(machine)),
-        })
+        Ok(work(stream, Whose::Machine(Box::new(machine))))
     }
 
     /// What comes from the guest.
@@ -138,7 +150,12 @@ impl Work {
         match (result, finished) {
             (Ok(_), Err(error)) => Err(error.into()),
             (Err(FileWorkError::Files(FilesError::Stream(_))), Err(error)) => Err(error.into()),
-            (result, _) => result,
+            (result, _) => {
+                if let (Ok(_), Some(action)) = (&result, self.action) {
+                    self.containers.record_event(self.id, action, &[]);
+                }
+                result
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ use super::{
     launch::connect,
     name::Id,
     options::{Memory, OptionError, size},
+    restart::RestartPolicy,
     session::{Reply, Request},
     spec::Spec,
     state::Containers,
@@ -286,6 +287,8 @@ pub struct Change {
     pub memory: Option<Memory>,
     /// Processes and threads; 0 and below for no limit.
     pub pids: Option<i64>,
+    /// When it is started again.
+    pub restart: Option<RestartPolicy>,
 }
 
 /// What a container that runs does not have before it is started again.
@@ -301,12 +304,21 @@ pub struct Later {
 ///
 /// # Errors
 ///
-/// Where there is no such container, the host has no such memory, or the supervisor cannot be told.
+/// Where there is no such container, the host has no such memory, what goes with its end is to be started again, or the
+/// supervisor cannot be told.
 pub fn change(containers: &Containers, id: &Id, change: &Change) -> Result<Later, RunError> {
     if let Some(memory) = change.memory {
         check_memory(memory.bytes())?;
     }
+    if change
+        .restart
+        .is_some_and(|policy| policy != RestartPolicy::No)
+        && containers.record(id)?.spec.remove
+    {
+        return Err(RunError::RestartOfTransient(id.short().into()));
+    }
     containers.change(id, |spec| apply(spec, change))?;
+    containers.record_event(id, "update", &[]);
     let Some(mut session) = connect(containers, id, Request::Reload)? else {
         return Ok(Later::default());
     };
@@ -331,6 +343,9 @@ fn apply(spec: &mut Spec, change: &Change) {
     }
     if let Some(pids) = change.pids {
         spec.setup.limits.pids = u64::try_from(pids).ok().filter(|pids| *pids > 0);
+    }
+    if let Some(restart) = change.restart {
+        spec.restart = restart;
     }
 }
 

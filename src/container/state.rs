@@ -299,6 +299,13 @@ impl Containers {
         &self.events
     }
 
+    /// Writes down what happened to one of them; one that is gone has nobody to tell it of.
+    pub fn record_event(&self, id: &Id, action: &str, more: &[(&str, String)]) {
+        if let Ok(record) = self.record(id) {
+            self.events.record_container(&record.spec, action, more);
+        }
+    }
+
     /// Bytes of disk that a container takes; none where there is no such container.
     #[must_use]
     pub fn disk_usage(&self, id: &Id) -> u64 {

@@ -71,6 +71,9 @@ pub struct Exited {
     pub code: u8,
     /// The guest ran out of memory and killed a process of the container.
     pub oom_killed: bool,
+    /// The host ran out of memory and killed the machine.
+    #[serde(default)]
+    pub host_oom_killed: bool,
     /// What went wrong, where the process did not just end.
     pub error: Option<String>,
     /// How often its policy had started it again.
@@ -103,6 +106,7 @@ impl Status {
                 at: now,
                 code: ORPHANED,
                 oom_killed: false,
+                host_oom_killed: false,
                 error: Some("the process that ran it was killed, or the host went down".into()),
                 restarts: running.restarts,
                 stopped: false,

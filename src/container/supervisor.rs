@@ -400,6 +400,13 @@ impl Supervisor {
                 Err(error) => error.exit_code(),
             },
             oom_killed: result.as_ref().is_ok_and(|outcome| outcome.oom_killed),
+            host_oom_killed: matches!(
+                result,
+                Err(RunError::Ended {
+                    ending: vmm::Ending::HostOom,
+                    ..
+                })
+            ),
             error: result.as_ref().err().map(|error| chain(error)),
             restarts: self.restarts,
             stopped: self.stopped == Some(Stopped::ByUser),

@@ -85,6 +85,8 @@ pub enum Ending {
     },
     /// The parent closed the control socket.
     Killed,
+    /// The host's out-of-memory killer ended the VMM: what its parent finds out, since the VMM cannot say so.
+    HostOom,
     /// The host could not go on.
     HostError {
         /// The error and its causes.

@@ -46,6 +46,8 @@ pub fn commit(
     for change in commit.changes {
         change.apply(&mut config);
     }
+    let name = commit.name.as_ref().map(ToString::to_string);
+    let comment = commit.message.clone();
     let recipe = CommitRecipe {
         name: commit.name,
         config,
@@ -68,7 +70,14 @@ pub fn commit(
         }
         archive.finish()
     });
-    work.finish(committed)
+    let image = work.finish(committed)?;
+    let more = [
+        ("comment", comment),
+        ("imageID", image.to_string()),
+        ("imageRef", name.unwrap_or_default()),
+    ];
+    containers.record_event(id, "commit", &more);
+    Ok(image)
 }
 
 /// Whether an entry belongs into the layer: not what was made for mounts, and the root folder only where it is another.

@@ -61,19 +61,19 @@ pub struct Side<'a> {
     pub path: &'a str,
 }
 
-impl Side<'_> {
-    fn begin(&self, order: FilesOrder) -> Result<Work, FileWorkError> {
+impl<'a> Side<'a> {
+    fn begin(&self, order: FilesOrder) -> Result<Work<'a>, FileWorkError> {
         Work::begin(self.state_root, self.containers, self.id, order)
     }
 
-    fn read(&self, options: CopyOptions) -> Result<Work, FileWorkError> {
+    fn read(&self, options: CopyOptions) -> Result<Work<'a>, FileWorkError> {
         self.begin(FilesOrder::Read {
             path: self.path.into(),
             follow: options.follow,
         })
     }
 
-    fn write(&self) -> Result<Work, FileWorkError> {
+    fn write(&self) -> Result<Work<'a>, FileWorkError> {
         self.begin(FilesOrder::Write {
             path: self.path.into(),
         })
@@ -213,7 +213,7 @@ pub fn archive_to_container(input: File, side: &Side<'_>) -> Result<Placed, File
 
 /// Has entries sent, and waits until the guest has put all of them in their places.
 fn exchange(
-    work: &Work,
+    work: &Work<'_>,
     send: impl FnOnce(Found, &mut Sender<UnixStream>) -> Result<u64, FileWorkError>,
 ) -> Result<Placed, FileWorkError> {
     let mut receiver = work.receiver()?;

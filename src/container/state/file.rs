@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write},
+    os::unix::fs::FileExt,
     path::Path,
 };
 
@@ -56,13 +57,49 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T, durable: bool) -> Result
     write(path, &bytes, durable)
 }
 
+/// As [`write_json`], and in place where the disk has no room for a new file: a status of few bytes then goes where the
+/// one before was, which is less than safe should the power fail just now, and better than none.
+pub fn write_json_somehow<T: Serialize>(
+    path: &Path,
+    value: &T,
+    durable: bool,
+) -> Result<(), StateError> {
+    let result = write_json(path, value, durable);
+    let Err(StateError::File { source, .. }) = &result else {
+        return result;
+    };
+    if !matches!(
+        source.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    ) {
+        return result;
+    }
+    let Ok(mut bytes) = serde_json::to_vec(value) else {
+        return result;
+    };
+    let mut overwrite = || {
+        let file = OpenOptions::new().write(true).open(path)?;
+        // What was longer must not show behind it, and readers find one or the other: spaces, in one piece.
+        let before = usize::try_from(file.metadata()?.len()).unwrap_or_default();
+        bytes.resize(bytes.len().max(before), b' ');
+        file.write_all_at(&bytes, 0)?;
+        file.sync_all()
+    };
+    overwrite().map_err(failed("write", path))
+}
+
 /// New file, fsync, rename, fsync of the folder; the fsyncs only for what shall outlive a power cut.
 pub fn write(path: &Path, bytes: &[u8], durable: bool) -> Result<(), StateError> {
     let staging = path.with_added_extension("new");
     let mut new = File::create(&staging).map_err(failed("create", &staging))?;
-    new.write_all(bytes).map_err(failed("write", &staging))?;
-    if durable {
-        new.sync_all().map_err(failed("write", &staging))?;
+    let written = new.write_all(bytes).and_then(|()| match durable {
+        true => new.sync_all(),
+        false => Ok(()),
+    });
+    if let Err(error) = written {
+        // What is left of it takes room, and is written anew next time in any case.
+        let _ = fs::remove_file(&staging);
+        return Err(failed("write", &staging)(error));
     }
     fs::rename(&staging, path).map_err(failed("write", path))?;
     match path.parent() {

@@ -10,7 +10,7 @@ use std::{
 use super::{
     super::{health::Health, name::Id, spec::Spec, status::Status},
     Containers, HEALTH, StateError,
-    file::{failed, lock_error, read_json, write_json},
+    file::{failed, lock_error, read_json, write_json, write_json_somehow},
 };
 
 /// One container that this process holds: nobody else runs or removes it.
@@ -118,7 +118,7 @@ impl Container {
     ///
     /// Where the file cannot be written; the old status stands then.
     pub fn set_status(&self, status: &Status) -> Result<(), StateError> {
-        write_json(&self.folder.join("status.json"), status, !self.spec.remove)
+        write_json_somehow(&self.folder.join("status.json"), status, !self.spec.remove)
     }
 
     /// Writes down how its health is. That is looked at again soon, so a power cut may take it.
