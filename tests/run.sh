@@ -27,7 +27,7 @@ host_kernel=$(kernel-config/build.sh lab-host tests/lab/host.config)
 export PILLBUG_ROOT=$PWD/target/e2e/root PILLBUG_TEST_IMAGES=$PWD/target/e2e/images PILLBUG_KERNEL=$kernel/vmlinux
 rm -rf target/e2e
 mkdir -p "$PILLBUG_TEST_IMAGES"
-for image in busybox debian python nginx redis postgresql openjdk; do
+for image in busybox debian python nginx redis postgresql pgready openjdk; do
   folder=$(tests/images/build.sh $image)
   ln -s "$folder" "$PILLBUG_TEST_IMAGES/$image"
   target/release/pillbug load --quiet -i "$folder/oci"

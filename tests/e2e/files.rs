@@ -145,6 +145,19 @@ fn files_go_in_and_out_of_a_container_that_runs_and_one_that_does_not() {
     told(&["start", "files"]);
     assert_eq!(told(&["exec", "files", "cat", "/tmp/deep/er/f"]), "x\n");
     told(&["rm", "-f", "files"]);
+    let all = [
+        "events",
+        "--since",
+        "1h",
+        "--until",
+        "0s",
+        "--format",
+        "{{.Action}}",
+    ];
+    let events = told(&[&all[..], &["--filter", "container=files"]].concat());
+    for action in ["archive-path\n", "extract-to-dir\n"] {
+        assert!(events.contains(action), "{events}");
+    }
 }
 
 #[test]
@@ -227,6 +240,21 @@ fn a_container_is_exported_and_committed_as_it_is() {
         ]),
         "A. Person [cat /etc/new] 2\n"
     );
+    let all = [
+        "events",
+        "--since",
+        "1h",
+        "--until",
+        "0s",
+        "--filter",
+        "container=made",
+    ];
+    let event = "{{.Action}} {{.Actor.Attributes.comment}} {{.Actor.Attributes.imageRef}}";
+    let filters = ["--filter", "event=export", "--filter", "event=commit"];
+    let events = told(&[&all[..], &filters, &["--format", event]].concat());
+    assert!(events.starts_with("export "), "{events}");
+    assert!(events.contains("\ncommit message "), "{events}");
+    assert!(events.trim_end().ends_with("local/made:1"), "{events}");
     told(&["rm", "-f", "made"]);
     assert_eq!(output_of(["local/made:1"]), "one\n");
     let script = "echo $GIVEN $MADE; stat -c '%u %g %a %Y %h' /deep/h; ls /var | wc -l; wc -c < /sparse; test -p /deep/p -a ! -e /etc/passwd";
