@@ -51,6 +51,10 @@ use crate::state_root;
 pub const BRIDGE: &str = "bridge";
 /// Name of the network that others' are on: one of its own for each.
 pub const USER: &str = "user";
+/// Name of the network of the host itself, as far as a machine can be on it: see [`user`].
+pub const HOST: &str = "host";
+/// Networks that are nobody else's, each with its own passt: what there is on them cannot be on others besides.
+pub const ALONE: [&str; 2] = [USER, HOST];
 /// Name of no network.
 pub const NONE: &str = "none";
 

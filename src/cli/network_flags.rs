@@ -21,7 +21,7 @@ use crate::{
 /// The flags.
 #[derive(Debug, Args)]
 pub struct NetworkFlags {
-    /// Network: bridge (root only), user, none, or one of `pillbug network create`; again for a further one
+    /// Network: bridge (root only), user, host, none, or one of `pillbug network create`; again for a further one
     #[arg(long, visible_alias = "net", value_name = "NETWORK[,OPTION=VALUE]", value_parser = endpoint)]
     network: Vec<Endpoint>,
     /// A further name of the container on its network
@@ -198,10 +198,6 @@ pub fn name(text: &str) -> anyhow::Result<String> {
 /// The network that is meant.
 fn choose(given: Option<&str>, is_needed: bool) -> anyhow::Result<String> {
     match given {
-        Some("host") => bail!(
-            "there is no network \"host\": a machine of its own cannot be on the host's; publish \
-             ports with -p, and reach the host by --add-host NAME:host-gateway"
-        ),
         Some("overlay" | "macvlan") => bail!("a network is given by its name, not by its driver"),
         Some(NONE) if is_needed => {
             bail!("without a network there is no address, no name and no port to publish")

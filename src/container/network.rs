@@ -12,7 +12,8 @@ use super::{
     state::{Containers, StateError},
 };
 use crate::network::{
-    Attachment, Endpoint, NONE, NetworkError, Networks, Nic, Request, USER, port::Publish, resolver,
+    ALONE, Attachment, Endpoint, NONE, NetworkError, Networks, Nic, Request, port::Publish,
+    resolver,
 };
 
 /// A name without a dot is one of a container, and no domain is tried before it.
@@ -56,7 +57,7 @@ pub fn join(containers: &Containers, id: &Id, endpoint: Endpoint) -> Result<(), 
         .network
         .endpoints
         .iter()
-        .find(|one| one.network == USER)
+        .find(|one| ALONE.contains(&&*one.network))
     {
         let network = one.network.clone();
         return Err(MembershipError::Alone { container, network });

@@ -15,7 +15,7 @@ use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Locked, Networks, USER, bridge,
+    ALONE, HOST, Locked, Networks, bridge,
     definition::{Addresses, Definition},
     error::NetworkError,
     forward::{Forwards, Receiver, Wanted},
@@ -114,12 +114,13 @@ impl Networks {
         let leases = locked.sweep()?;
         let (published, listeners) = port::bind(request.publish, &leases)?;
         let links = match request.endpoints {
-            [endpoint] if endpoint.network == USER => {
+            [endpoint] if ALONE.contains(&&*endpoint.network) => {
                 attachment.connect_user(request, endpoint, published, listeners)?
             }
             endpoints => {
-                if endpoints.iter().any(|one| one.network == USER) {
-                    return Err(NetworkError::Alone(USER));
+                let mut names = endpoints.iter().map(|one| &*one.network);
+                if let Some(name) = names.find(|name| ALONE.contains(name)) {
+                    return Err(NetworkError::Alone(name.into()));
                 }
                 let places = locked.places(request, &leases)?;
                 attachment.connect(&locked, request, &places, published, listeners)?
@@ -188,16 +189,19 @@ impl Attachment {
         if let Some(option) = unusable_alone(endpoint) {
             return Err(NetworkError::NeedsNetwork(option));
         }
-        if request.host_gateway {
-            return Err(NetworkError::NoGateway);
-        }
-        let (nic, servers) = user::nic(endpoint, request.dns)?;
+        let mac = endpoint.mac.unwrap_or(user::MAC);
+        let guest = match endpoint.network == HOST {
+            true => Guest::in_place_of_host(mac)?,
+            false if request.host_gateway => return Err(NetworkError::NoGateway),
+            false => Guest::alone(mac),
+        };
+        let (nic, servers) = user::nic(&guest, request.dns)?;
         let lease = Lease::new(request, endpoint, 0, None, published);
         self.held.push(lease::hold(&self.networks.folder, lease)?);
-        let stream = self.start_passt(&Guest::alone(nic.mac), request)?;
+        let stream = self.start_passt(&guest, request)?;
         self.nics.push(nic);
         self.servers = servers.into_iter().map(Into::into).collect();
-        self.publish(listeners, user::ADDRESS, true)?;
+        self.publish(listeners, guest.ip, true)?;
         Ok(vec![stream])
     }
 
@@ -283,6 +287,7 @@ impl Attachment {
                 prefix,
                 gateway: at,
                 server: None,
+                is_host: false,
             };
             passt = Some(self.start_passt(&guest, request)?);
             (denied, gateway) = (user::denied()?, Some(at));

@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use nix::ifaddrs::getifaddrs;
 
 use super::{definition::Definition, error::NetworkError, firewall, link};
@@ -180,6 +180,25 @@ pub fn host_subnets() -> Result<Vec<(IpNet, String)>, NetworkError> {
         }
     }
     Ok(found)
+}
+
+/// The host's own address on its way out over IPv4, with its subnet, and the router there.
+///
+/// # Errors
+///
+/// [`NetworkError::NoWayOut`], and where addresses or routes cannot be read.
+pub fn way_out() -> Result<(Ipv4Net, Ipv4Addr), NetworkError> {
+    let (interface, router) = link::default_route()
+        .map_err(NetworkError::Interfaces)?
+        .ok_or(NetworkError::NoWayOut)?;
+    let origin = format!("interface {interface}");
+    let found = host_subnets()?
+        .into_iter()
+        .find_map(|(subnet, of)| match subnet {
+            IpNet::V4(subnet) if of == origin => Some(subnet),
+            _ => None,
+        });
+    Ok((found.ok_or(NetworkError::NoWayOut)?, router))
 }
 
 /// Every IPv4 address of the host itself.

@@ -39,8 +39,10 @@ pub enum NetworkError {
     SwitchLost(String),
     #[error("the passt behind network {0:?} ended, and the container with it")]
     WayOutLost(String),
+    #[error("the host has no way out over IPv4: there is no network \"host\" to be on")]
+    NoWayOut,
     #[error("network {0:?} cannot be one of several")]
-    Alone(&'static str),
+    Alone(String),
     #[error("network {0:?} is given twice")]
     Twice(String),
     #[error("containers have no names on network {0:?}: make one with `pillbug network create`")]

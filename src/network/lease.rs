@@ -14,7 +14,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Endpoint, Request, USER,
+    Endpoint, Request,
     definition::{Addresses, Definition},
     error::NetworkError,
     firewall::link_local,
@@ -96,7 +96,9 @@ impl Lease {
         Self {
             id: request.id.into(),
             name: request.name.into(),
-            network: place.map_or(USER, |(network, _)| &network.name).into(),
+            network: place
+                .map_or(&*endpoint.network, |(network, _)| &network.name)
+                .into(),
             ip,
             ip6: place.and_then(|(_, addresses)| addresses.ip6),
             aliases: endpoint.aliases.clone(),

@@ -6,7 +6,9 @@ use std::{
 };
 
 use netlink::{Netlink, Part};
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, Parseable,
+};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
@@ -14,8 +16,9 @@ use netlink_packet_route::{
         InfoBridgePort, InfoKind, InfoPortData, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo,
         LinkMessage,
     },
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage},
 };
-use nix::net::if_::if_nametoindex;
+use nix::net::if_::{if_indextoname, if_nametoindex};
 
 /// Makes a bridge, which is down.
 ///
@@ -100,6 +103,47 @@ pub fn remove(name: &str) -> io::Result<()> {
     ask(RouteNetlinkMessage::DelLink(link), 0)
 }
 
+/// The interface of the main table's default route of IPv4, and the router that it leads to: the one of the least
+/// metric. `None` where there is none with a router.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn default_route() -> io::Result<Option<(String, Ipv4Addr)>> {
+    let mut request = RouteMessage::default();
+    request.header.address_family = AddressFamily::Inet;
+    let bytes = serialized(RouteNetlinkMessage::GetRoute(request), NLM_F_DUMP);
+    let mut best: Option<(u32, u32, Ipv4Addr)> = None;
+    Netlink::open(Part::Route)?.dump(&bytes, |payload| {
+        let Ok(route) = RouteMessage::parse(payload) else {
+            return;
+        };
+        let is_main = route.header.table == RouteHeader::RT_TABLE_MAIN;
+        if route.header.destination_prefix_length != 0 || !is_main {
+            return;
+        }
+        let (mut metric, mut interface, mut router) = (0, None, None);
+        for attribute in route.attributes {
+            match attribute {
+                RouteAttribute::Priority(number) => metric = number,
+                RouteAttribute::Oif(index) => interface = Some(index),
+                RouteAttribute::Gateway(RouteAddress::Inet(ip)) => router = Some(ip),
+                _ => {}
+            }
+        }
+        if let (Some(interface), Some(router)) = (interface, router)
+            && best.is_none_or(|(known, ..)| metric < known)
+        {
+            best = Some((metric, interface, router));
+        }
+    })?;
+    let Some((_, index, router)) = best else {
+        return Ok(None);
+    };
+    let name = if_indextoname(index)?;
+    Ok(Some((name.to_string_lossy().into_owned(), router)))
+}
+
 fn up(name: &str) -> io::Result<LinkMessage> {
     let mut link = LinkMessage::default();
     link.header.index = if_nametoindex(name)?;
@@ -109,10 +153,14 @@ fn up(name: &str) -> io::Result<LinkMessage> {
 }
 
 fn ask(message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    Netlink::open(Part::Route)?.ask(&serialized(message, NLM_F_ACK | flags))
+}
+
+fn serialized(message: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
     let mut message = NetlinkMessage::from(message);
-    message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+    message.header.flags = NLM_F_REQUEST | flags;
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);
-    Netlink::open(Part::Route)?.ask(&bytes)
+    bytes
 }

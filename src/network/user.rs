@@ -1,7 +1,8 @@
 //! The driver without privilege: a passt(1) for each machine, which makes the machine's connections its
 //! own. It confines itself (namespaces, seccomp) and ends with the stream to the machine.
 //!
-//! To passt the host's networks are one: what a machine must not reach is kept from it by its device.
+//! To passt the host's networks are one: what a machine must not reach is kept from it by its device. On network `host`
+//! nothing is: there the machine has the host's own address, and reaches the host's loopback services at its gateway.
 
 use std::{
     fs::{self, OpenOptions},
@@ -13,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Endpoint, Nic, bridge, error::NetworkError, firewall::PRIVATE};
+use super::{Nic, bridge, error::NetworkError, firewall::PRIVATE};
 
 /// The program.
 pub const PROGRAM: &str = "passt";
@@ -50,6 +51,8 @@ pub struct Guest {
     pub gateway: Ipv4Addr,
     /// Where it asks the host's name servers.
     pub server: Option<Ipv4Addr>,
+    /// Whether it takes the host's place: there are no walls, and its gateway is the host.
+    pub is_host: bool,
 }
 
 /// A passt that runs.
@@ -60,23 +63,26 @@ pub struct Started {
     pub stream: OwnedFd,
 }
 
-/// The device of a guest that is alone behind its passt, and who it asks for names.
+/// The device of a guest that has no neighbours, and who it asks for names.
 ///
 /// # Errors
 ///
 /// Where the host's addresses cannot be read.
-pub fn nic(endpoint: &Endpoint, dns: &[Ipv4Addr]) -> Result<(Nic, Vec<Ipv4Addr>), NetworkError> {
+pub fn nic(guest: &Guest, dns: &[Ipv4Addr]) -> Result<(Nic, Vec<Ipv4Addr>), NetworkError> {
     let servers = match dns {
-        [] => vec![SERVER],
+        [] => guest.server.into_iter().collect(),
         given => given.to_vec(),
     };
     let nic = Nic {
         tap: None,
-        mac: endpoint.mac.unwrap_or(MAC),
-        addresses: vec![(ADDRESS.into(), PREFIX)],
-        gateways: vec![GATEWAY.into()],
+        mac: guest.mac,
+        addresses: vec![(guest.ip.into(), guest.prefix)],
+        gateways: vec![guest.gateway.into()],
         mtu: MTU,
-        denied: denied()?,
+        denied: match guest.is_host {
+            true => Vec::new(),
+            false => denied()?,
+        },
         allowed: servers
             .iter()
             .map(|ip| SocketAddrV4::new(*ip, 53))
@@ -94,7 +100,25 @@ impl Guest {
             prefix: PREFIX,
             gateway: GATEWAY,
             server: Some(SERVER),
+            is_host: false,
         }
+    }
+
+    /// Who has the host's address: the one that it is known by on its way out.
+    ///
+    /// # Errors
+    ///
+    /// Where the host has no way out.
+    pub fn in_place_of_host(mac: [u8; 6]) -> Result<Self, NetworkError> {
+        let (subnet, gateway) = bridge::way_out()?;
+        Ok(Self {
+            mac,
+            ip: subnet.addr(),
+            prefix: subnet.prefix_len(),
+            gateway,
+            server: Some(SERVER),
+            is_host: true,
+        })
     }
 }
 
@@ -133,7 +157,7 @@ pub fn start(guest: &Guest, log: &Path) -> Result<Started, NetworkError> {
     command
         // The stream is its standard input.
         .args(["--foreground", "--quiet", "--fd", "0", "--ipv4-only"])
-        .args(["--no-map-gw", "--no-dhcp"])
+        .arg("--no-dhcp")
         .args(["--address", &guest.ip.to_string()])
         .args(["--netmask", &guest.prefix.to_string()])
         .args(["--gateway", &guest.gateway.to_string()])
@@ -143,6 +167,9 @@ pub fn start(guest: &Guest, log: &Path) -> Result<Started, NetworkError> {
         .stderr(output)
         .current_dir("/")
         .env_clear();
+    if !guest.is_host {
+        command.arg("--no-map-gw");
+    }
     if let Some(server) = guest.server {
         command.args(["--dns-forward", &server.to_string()]);
     }

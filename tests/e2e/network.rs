@@ -463,3 +463,40 @@ fn what_a_container_sends_and_receives_is_limited() {
         .code(125)
         .stderr(contains("without a network"));
 }
+
+#[test]
+fn on_the_network_of_the_host_a_container_has_its_address_and_no_walls() {
+    let world = World::new();
+    let listener = world.outside(|| TcpListener::bind(("192.168.7.7", 80)).expect("it is free"));
+    world::greet(listener);
+    world::greet(TcpListener::bind("127.0.0.1:8889").expect("it is free"));
+    // With an end of what is sent, an older passt would not tell of the end of what is received.
+    let script = "ip addr show eth0 | grep -o '203.0.113.1/24'
+        sleep 3 | nc 192.168.7.7 80; sleep 3 | nc up 8889";
+    let told = told(&[
+        "run",
+        "--rm",
+        "--network",
+        "host",
+        "--add-host",
+        "up:host-gateway",
+        "busybox",
+        "sh",
+        "-c",
+        script,
+    ]);
+    assert_eq!(told, "203.0.113.1/24\nhello\nhello\n");
+    pillbug()
+        .args([
+            "run",
+            "--network",
+            "host",
+            "--network",
+            "bridge",
+            "busybox",
+            "true",
+        ])
+        .assert()
+        .code(125)
+        .stderr(contains("network \"host\" cannot be one of several"));
+}
