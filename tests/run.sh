@@ -40,7 +40,7 @@ target/release/pillbug ps > /dev/null
 step "end to end, in two labs"
 "$e2e" --list --format terse | sed -n 's/: test$//p' > "$work/tests"
 lab() { # log, test...
-  tests/lab/lab.sh -m 5120 -t 2400 -k "$host_kernel/vmlinux" -- \
+  tests/lab/lab.sh -m 5120 -t 3000 -k "$host_kernel/vmlinux" -- \
     "$e2e" --exact --test-threads=1 "${@:2}" > "$work/$1.log" 2>&1
 }
 lab lab0 $(awk 'NR % 2 == 0' "$work/tests") & first=$!
