@@ -9,10 +9,7 @@ use std::{
 
 use anyhow::Context;
 
-use super::{
-    person::Person,
-    terminal::{self, RawTerminal},
-};
+use super::{person::Person, terminal};
 use crate::container::{
     attach::{self, Finish, Streams, keys::DetachKeys},
     error::RunError,
@@ -42,7 +39,6 @@ pub struct Front {
     wanted: Foreground,
     person: Person,
     streams: Streams,
-    raw: Option<RawTerminal>,
 }
 
 impl Foreground {
@@ -51,9 +47,8 @@ impl Foreground {
         let raw = self.terminal && self.stdin;
         Ok(Front {
             // Before any thread starts, so that all of them leave the signals to one reader.
-            person: Person::new(self.terminal, self.sig_proxy)?,
+            person: Person::new(self.terminal, raw, self.sig_proxy)?,
             streams: self.streams().context("cannot use the standard streams")?,
-            raw: raw.then(RawTerminal::enter).transpose()?,
             wanted: self,
         })
     }
@@ -85,9 +80,7 @@ impl Front {
 
     /// Until the session ends; the terminal is as before then.
     pub fn relay(mut self, session: Session) -> Result<Finish, RunError> {
-        let finish = attach::relay(session, self.streams, &mut self.person);
-        drop(self.raw);
-        finish
+        attach::relay(session, self.streams, &mut self.person)
     }
 }
 

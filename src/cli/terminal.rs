@@ -1,6 +1,6 @@
 //! The user's terminal: its size, and raw mode.
 
-use std::io;
+use std::{io, panic};
 
 use anyhow::Context;
 use protocol::WindowSize;
@@ -35,6 +35,12 @@ impl RawTerminal {
         raw.make_raw();
         tcsetattr(io::stdin(), OptionalActions::Now, &raw)
             .context("cannot change the terminal's settings")?;
+        // A panic aborts, and drops nothing.
+        let (saved, report) = (before.clone(), panic::take_hook());
+        panic::set_hook(Box::new(move |panic| {
+            let _ = tcsetattr(io::stdin(), OptionalActions::Now, &saved);
+            report(panic);
+        }));
         Ok(Self { before })
     }
 }

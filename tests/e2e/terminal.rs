@@ -2,15 +2,67 @@
 
 use std::{
     io::{Read, Write},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, Command, Stdio},
 };
 
 use tempfile::TempDir;
 
-use crate::command::program;
+use crate::command::{Patient, program};
+
+/// A user at a terminal. One that a failed test leaves behind is killed.
+struct Terminal {
+    script: Child,
+    keys: Option<ChildStdin>,
+    screen: Patient,
+}
+
+impl Terminal {
+    /// Reads until `text` was seen, and returns all that was read.
+    fn wait_for(&mut self, text: &str) -> String {
+        self.screen.renew();
+        let mut seen = Vec::new();
+        let mut byte = [0];
+        while !seen.ends_with(text.as_bytes()) {
+            let read = self.screen.read(&mut byte);
+            let so_far = String::from_utf8_lossy(&seen);
+            assert!(
+                matches!(read, Ok(1)),
+                "{text:?} did not come: {read:?} after {so_far:?}"
+            );
+            seen.push(byte[0]);
+        }
+        String::from_utf8_lossy(&seen).into_owned()
+    }
+
+    fn type_in(&mut self, keys: &str) {
+        let terminal = self.keys.as_mut().expect("it is still there");
+        terminal
+            .write_all(keys.as_bytes())
+            .expect("the terminal takes it");
+    }
+
+    /// Once all is said.
+    fn exit_code(mut self) -> Option<i32> {
+        drop(self.keys.take());
+        self.screen.renew();
+        let mut rest = Vec::new();
+        self.screen
+            .read_to_end(&mut rest)
+            .expect("the terminal is closed in time");
+        let status = self.script.wait();
+        status.expect("a child can be waited for").code()
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.script.kill();
+        let _ = self.script.wait();
+    }
+}
 
 /// `pillbug run --rm ARGUMENTS` in a terminal of 33 rows and 101 columns.
-fn in_terminal(arguments: &str) -> Child {
+fn in_terminal(arguments: &str) -> Terminal {
     script(&format!(
         "stty rows 33 cols 101; exec {} run --rm {arguments}",
         program().display()
@@ -18,8 +70,8 @@ fn in_terminal(arguments: &str) -> Child {
 }
 
 /// This shell line in a terminal of its own.
-fn script(line: &str) -> Child {
-    Command::new("script")
+fn script(line: &str) -> Terminal {
+    let mut script = Command::new("script")
         .args([
             "--quiet",
             "--flush",
@@ -32,52 +84,27 @@ fn script(line: &str) -> Child {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .expect("script starts")
-}
-
-/// Reads until `text` was seen, and returns all that was read.
-fn wait_for(child: &mut Child, text: &str) -> String {
-    let stdout = child.stdout.as_mut().expect("it is a pipe");
-    let mut seen = Vec::new();
-    let mut byte = [0];
-    while !seen.ends_with(text.as_bytes()) {
-        let read = stdout.read(&mut byte).expect("the terminal can be read");
-        assert_ne!(
-            read,
-            0,
-            "{text:?} did not come: {}",
-            String::from_utf8_lossy(&seen)
-        );
-        seen.push(byte[0]);
+        .expect("script starts");
+    Terminal {
+        keys: script.stdin.take(),
+        screen: Patient::new(&mut script),
+        script,
     }
-    String::from_utf8_lossy(&seen).into_owned()
-}
-
-fn type_in(child: &mut Child, keys: &str) {
-    let stdin = child.stdin.as_mut().expect("it is a pipe");
-    stdin
-        .write_all(keys.as_bytes())
-        .expect("the terminal takes it");
-}
-
-fn exit_code(mut child: Child) -> Option<i32> {
-    drop(child.stdin.take());
-    child.wait().expect("a child can be waited for").code()
 }
 
 #[test]
 fn the_process_has_a_terminal_of_the_users_size() {
     let mut child =
         in_terminal("-it busybox sh -c 'test -t 0 && test -t 1 && test -t 2 && stty size && tty'");
-    wait_for(&mut child, "33 101\r\n/dev/pts/0\r\n");
-    assert_eq!(exit_code(child), Some(0));
+    child.wait_for("33 101\r\n/dev/pts/0\r\n");
+    assert_eq!(child.exit_code(), Some(0));
 }
 
 #[test]
 fn without_it_there_is_none() {
     let mut child = in_terminal("busybox sh -c 'test -t 0 || test -t 1 || test -t 2 || echo none'");
-    wait_for(&mut child, "none\r\n");
-    assert_eq!(exit_code(child), Some(0));
+    child.wait_for("none\r\n");
+    assert_eq!(child.exit_code(), Some(0));
 }
 
 #[test]
@@ -85,21 +112,21 @@ fn ctrl_c_reaches_the_process() {
     let mut child = in_terminal(
         "-it busybox sh -c 'trap \"echo caught; exit 9\" INT; echo ready; while :; do :; done'",
     );
-    wait_for(&mut child, "ready\r\n");
-    type_in(&mut child, "\x03");
-    wait_for(&mut child, "caught\r\n");
-    assert_eq!(exit_code(child), Some(9));
+    child.wait_for("ready\r\n");
+    child.type_in("\x03");
+    child.wait_for("caught\r\n");
+    assert_eq!(child.exit_code(), Some(9));
 }
 
 #[test]
 fn a_shell_can_be_talked_to() {
     let mut child = in_terminal("-it busybox sh");
-    wait_for(&mut child, "# ");
-    type_in(&mut child, "echo $((6 * 7))\n");
-    wait_for(&mut child, "42\r\n");
-    wait_for(&mut child, "# ");
-    type_in(&mut child, "exit 5\n");
-    assert_eq!(exit_code(child), Some(5));
+    child.wait_for("# ");
+    child.type_in("echo $((6 * 7))\n");
+    child.wait_for("42\r\n");
+    child.wait_for("# ");
+    child.type_in("exit 5\n");
+    assert_eq!(child.exit_code(), Some(5));
 }
 
 #[test]
@@ -116,10 +143,10 @@ fn a_new_size_is_passed_on() {
         go.display()
     );
     let mut child = script(&line);
-    wait_for(&mut child, "ready\r\n");
+    child.wait_for("ready\r\n");
     std::fs::write(&go, "\n").expect("the shell reads it");
-    wait_for(&mut child, "44 55\r\n");
-    assert_eq!(exit_code(child), Some(0));
+    child.wait_for("44 55\r\n");
+    assert_eq!(child.exit_code(), Some(0));
 }
 
 #[test]
@@ -129,18 +156,18 @@ fn the_users_terminal_is_as_before_afterwards() {
         program().display()
     );
     let mut child = script(&line);
-    wait_for(&mut child, "restored\r\n");
-    assert_eq!(exit_code(child), Some(0));
+    child.wait_for("restored\r\n");
+    assert_eq!(child.exit_code(), Some(0));
 }
 
 #[test]
 fn a_paste_of_a_megabyte_arrives_whole() {
     let script = "stty raw -echo; echo ready; head -c 1048576 | md5sum; stty sane";
     let mut child = in_terminal(&format!("-it busybox sh -c '{script}'"));
-    wait_for(&mut child, "ready");
+    child.wait_for("ready");
     let line = "0123456789abcdef".repeat(64);
-    type_in(&mut child, &line.repeat(1024));
+    child.type_in(&line.repeat(1024));
     // md5sum of those bytes.
-    wait_for(&mut child, "14d785daab3823736c981ca82a750c98");
-    assert_eq!(exit_code(child), Some(0));
+    child.wait_for("14d785daab3823736c981ca82a750c98");
+    assert_eq!(child.exit_code(), Some(0));
 }
