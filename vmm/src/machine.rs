@@ -4,7 +4,7 @@ mod slots;
 
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
@@ -107,6 +107,9 @@ pub enum MachineError {
 pub struct Machine {
     vm: VmFd,
     vcpus: Vec<Vcpu>,
+    /// Told of its end by vCPUs and devices.
+    sender: Sender<VcpuEnd>,
+    ends: Receiver<VcpuEnd>,
     console_tail: ConsoleTail,
     controls: Controls,
     /// Mapped for as long as `vm` refers to it.
@@ -232,7 +235,8 @@ impl Machine {
         let memory = memory::map(descriptors.take(config.memory.memfd)?, config.memory.bytes)?;
         let vm = create_vm(&kvm, &memory)?;
 
-        let mut slots = Slots::new(&vm, memory.clone());
+        let (sender, ends) = channel();
+        let mut slots = Slots::new(&vm, memory.clone(), sender.clone());
         let mut controls = Controls::default();
         for (index, block) in config.blocks.into_iter().enumerate() {
             let limits = block.limits;
@@ -310,6 +314,8 @@ impl Machine {
         Ok(Self {
             vcpus: vcpus.collect(),
             vm,
+            sender,
+            ends,
             console_tail,
             controls,
             memory,
@@ -330,15 +336,14 @@ impl Machine {
     pub fn start(self) -> Result<RunningMachine, MachineError> {
         vcpu::install_kick()?;
         let run_size = self.vm.run_size();
-        let (sender, ends) = channel();
         let mut vcpus = self.controls.vcpus();
         // The one that boots comes last: the others wait in KVM until it starts them.
         for vcpu in self.vcpus.into_iter().rev() {
-            vcpus.push(vcpu.start(run_size, sender.clone())?);
+            vcpus.push(vcpu.start(run_size, self.sender.clone())?);
         }
         drop(vcpus);
         Ok(RunningMachine {
-            ends,
+            ends: self.ends,
             controls: self.controls,
             console_tail: self.console_tail,
             _vm: self.vm,
@@ -360,6 +365,9 @@ impl RunningMachine {
             },
             Ok(VcpuEnd::TripleFault) => Ending::TripleFault,
             Ok(VcpuEnd::Failed(error)) => Ending::HostError {
+                message: error_chain(&error),
+            },
+            Ok(VcpuEnd::Device(error)) => Ending::HostError {
                 message: error_chain(&error),
             },
             Ok(VcpuEnd::Stopped) | Err(_) => Ending::Killed,

@@ -24,6 +24,7 @@ use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
+use crate::virtio::ActivateError;
 
 pub use gate::{Gate, Reason};
 
@@ -48,6 +49,8 @@ pub enum VcpuEnd {
     TripleFault,
     /// The host could not go on.
     Failed(VcpuError),
+    /// The guest set a device going that the host has not the means for.
+    Device(ActivateError),
     /// The gate was closed for good.
     Stopped,
 }

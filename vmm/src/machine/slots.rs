@@ -2,6 +2,7 @@
 //! kicks and interrupts pass as events.
 
 use std::fmt::Write;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -10,6 +11,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::bus::{Bus, Overlap};
 use crate::memory::GuestMemory;
+use crate::vcpu::VcpuEnd;
 use crate::virtio::transport::{self, MmioTransport};
 use crate::virtio::{Interrupt, VirtioDevice};
 use crate::x86::layout::IO_APIC_PINS;
@@ -62,17 +64,19 @@ pub struct Slots<'vm> {
     bus: Bus,
     count: u8,
     command_line: String,
+    ends: Sender<VcpuEnd>,
 }
 
 impl<'vm> Slots<'vm> {
-    /// All places are free.
-    pub fn new(vm: &'vm VmFd, memory: GuestMemory) -> Self {
+    /// All places are free. `ends` is told of a device that the host has not the means for.
+    pub fn new(vm: &'vm VmFd, memory: GuestMemory, ends: Sender<VcpuEnd>) -> Self {
         Self {
             vm,
             memory,
             bus: Bus::default(),
             count: 0,
             command_line: String::new(),
+            ends,
         }
     }
 
@@ -101,7 +105,13 @@ impl<'vm> Slots<'vm> {
             kicks.push(kick);
         }
         let interrupt = Interrupt::new(raise);
-        let transport = MmioTransport::new(device, self.memory.clone(), interrupt, kicks);
+        let ends = self.ends.clone();
+        let on_failure = Box::new(move |error| {
+            // Nobody listens to a machine that has ended.
+            let _ = ends.send(VcpuEnd::Device(error));
+        });
+        let transport =
+            MmioTransport::new(device, self.memory.clone(), interrupt, kicks, on_failure);
         self.bus
             .insert(address, transport::SIZE, Arc::new(Mutex::new(transport)))
             .map_err(SlotError::Place)?;

@@ -36,7 +36,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::bus::BusDevice;
 use crate::memory::GuestMemory;
 
-use super::{ActivateContext, DeviceQueue, Interrupt, VirtioDevice};
+use super::{ActivateContext, ActivateError, DeviceQueue, Interrupt, VirtioDevice};
 
 /// Bytes of address space one transport takes.
 pub const SIZE: u64 = 0x1000;
@@ -62,11 +62,15 @@ const DRIVER_OK: u32 = VIRTIO_CONFIG_S_DRIVER_OK;
 const FAILED: u32 = VIRTIO_CONFIG_S_FAILED;
 const NEEDS_RESET: u32 = VIRTIO_CONFIG_S_NEEDS_RESET;
 
+/// Is told of a device that cannot begin its work because the host lacks something. The machine is of no use then.
+pub type OnFailure = Box<dyn Fn(ActivateError) + Send>;
+
 /// One device at its place on the memory-mapped bus.
 pub struct MmioTransport {
     device: Box<dyn VirtioDevice>,
     memory: GuestMemory,
     interrupt: Interrupt,
+    on_failure: OnFailure,
     queues: Vec<QueueState>,
     /// `NEEDS_RESET` is not kept here but asked of `interrupt`.
     status: u32,
@@ -97,6 +101,7 @@ impl MmioTransport {
         memory: GuestMemory,
         interrupt: Interrupt,
         kicks: Vec<EventFd>,
+        on_failure: OnFailure,
     ) -> Self {
         let sizes = device.queue_max_sizes().iter();
         let queues = kicks
@@ -116,6 +121,7 @@ impl MmioTransport {
             device,
             memory,
             interrupt,
+            on_failure,
             status: 0,
             driver_features: 0,
             device_features_page: 0,
@@ -219,7 +225,7 @@ impl MmioTransport {
     }
 
     /// Hands the queues to the device. What stands in the way is the driver's doing or the lack
-    /// of a host resource, and both are told in the one way there is: NEEDS_RESET.
+    /// of a host resource. The driver is told of both in the one way there is: NEEDS_RESET.
     fn activate(&mut self) {
         let queues: Option<Vec<_>> = self.queues.iter().map(|queue| self.build(queue)).collect();
         let Some(queues) = queues else {
@@ -231,8 +237,9 @@ impl MmioTransport {
             interrupt: self.interrupt.clone(),
             features: self.driver_features,
         };
-        if self.device.activate(context).is_err() {
+        if let Err(error) = self.device.activate(context) {
             self.interrupt.needs_reset();
+            (self.on_failure)(error);
         }
     }
 

@@ -1,7 +1,8 @@
 //! The transport against a driver that does as it likes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 
 use proptest::prelude::*;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -20,6 +21,8 @@ struct Calls {
     activations: AtomicUsize,
     resets: AtomicUsize,
     ready_queues: AtomicUsize,
+    /// The host has nothing left for it.
+    lacks: AtomicBool,
 }
 
 struct Recorder(Arc<Calls>);
@@ -48,7 +51,12 @@ impl VirtioDevice for Recorder {
         for queue in &mut context.queues {
             let _ = queue.serve(|_| Some(0));
         }
-        Ok(())
+        match self.0.lacks.load(Ordering::Relaxed) {
+            true => Err(ActivateError::events("test")(
+                std::io::ErrorKind::OutOfMemory.into(),
+            )),
+            false => Ok(()),
+        }
     }
 
     fn reset(&mut self) {
@@ -59,20 +67,27 @@ impl VirtioDevice for Recorder {
 struct Bench {
     transport: MmioTransport,
     calls: Arc<Calls>,
+    failed: Receiver<ActivateError>,
 }
 
 impl Bench {
     fn new() -> Self {
         let event = || EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).unwrap();
         let calls = Arc::new(Calls::default());
+        let (failures, failed) = channel();
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let transport = MmioTransport::new(
             Box::new(Recorder(calls.clone())),
             Arc::new(memory),
             Interrupt::new(event()),
             vec![event(), event()],
+            Box::new(move |error| failures.send(error).unwrap()),
         );
-        Self { transport, calls }
+        Self {
+            transport,
+            calls,
+            failed,
+        }
     }
 
     fn read(&mut self, register: u32) -> u32 {
@@ -221,6 +236,18 @@ fn a01_queues_do_not_change_after_driver_ok() {
     assert!(bench.transport.queues[0].ready);
     assert!(!bench.transport.queues[1].ready);
     assert_eq!(bench.activations(), 1);
+}
+
+#[test]
+fn a57_a_device_that_the_host_has_no_means_for_is_told_of() {
+    let mut bench = Bench::new();
+    bench.calls.lacks.store(true, Ordering::Relaxed);
+    bench.negotiate();
+    assert!(bench.failed.try_recv().is_err());
+    bench.add_status(DRIVER_OK);
+    assert_ne!(bench.read(VIRTIO_MMIO_STATUS) & NEEDS_RESET, 0);
+    let error = bench.failed.try_recv().expect("it was told");
+    assert!(error.to_string().contains("virtio test"));
 }
 
 #[test]
