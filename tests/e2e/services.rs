@@ -170,7 +170,8 @@ fn a51_postgresql_keeps_its_data_on_a_volume() {
     query("insert into t values (500)");
     told(&["stop", "-t", "60", "db"]);
     assert_eq!(field("db", "{{.State.ExitCode}}"), "0");
-    let logs = told(&["logs", "db"]);
+    let logs = pillbug().args(["logs", "db"]).assert().success();
+    let logs = String::from_utf8_lossy(&logs.get_output().stderr).into_owned();
     for line in [
         "automatic recovery in progress",
         "database system is shut down",

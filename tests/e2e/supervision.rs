@@ -70,6 +70,8 @@ pub fn field(name: &str, field: &str) -> String {
 
 pub fn send(pid: &str, signal: Signal) {
     let pid = pid.parse().expect("a number");
+    // Zero would be all of the tests.
+    assert!(pid > 0, "it does not run");
     kill(Pid::from_raw(pid), signal).expect("it can be signalled");
 }
 

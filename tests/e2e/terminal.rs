@@ -5,6 +5,10 @@ use std::{
     process::{Child, ChildStdin, Command, Stdio},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tempfile::TempDir;
 
 use crate::command::{Patient, program};
@@ -169,5 +173,71 @@ fn a_paste_of_a_megabyte_arrives_whole() {
     child.type_in(&line.repeat(1024));
     // md5sum of those bytes.
     child.wait_for("14d785daab3823736c981ca82a750c98");
+    assert_eq!(child.exit_code(), Some(0));
+}
+
+#[test]
+fn a_shell_has_jobs_editors_and_tables_and_can_be_left() {
+    let line = format!(
+        r#"restored() {{ echo "$1 $?" $(test "$(stty -g)" = "$before" && echo restored); }}
+        stty rows 33 cols 101; before=$(stty -g)
+        {0} run -it --network none --name jobs busybox sh; restored detached
+        stty rows 44 cols 55
+        {0} attach jobs; restored detached
+        for time in first second; do
+            bash -c 'echo pid $$; exec {0} exec -it jobs sh'; restored killed
+        done
+        {0} rm -f jobs"#,
+        program().display()
+    );
+    // What is waited for is never the echo of what was typed: quotes in words tell them apart.
+    let mut child = script(&line);
+    child.type_in("sh -c 'echo be\"\"gun; read x; echo go\"\"t $x; sleep 1000'\n");
+    child.wait_for("begun\r\n");
+    child.type_in("\x1a");
+    child.wait_for("Stopped");
+    child.type_in("fg\nword\n");
+    child.wait_for("got word\r\n");
+    child.type_in("\x03");
+    child.type_in("mark=kept; echo size $(stty size)\n");
+    child.wait_for("size 33 101\r\n");
+
+    // An editor, and a table that is drawn anew.
+    child.type_in("vi /tmp/file\n");
+    child.wait_for("~");
+    child.type_in("itwo words");
+    child.wait_for("two words");
+    // With more behind it at once, it would be the beginning of a key's sequence.
+    child.type_in("\x1b");
+    child.wait_for("- /tmp/file [Modified]");
+    child.type_in(":wq\n");
+    child.type_in("echo re\"\"ad: $(cat /tmp/file)\n");
+    child.wait_for("read: two words\r\n");
+    child.type_in("top -d 1\n");
+    for _ in 0..2 {
+        child.wait_for("Mem: ");
+        child.wait_for("COMMAND");
+    }
+    child.type_in("q");
+    child.type_in("echo af\"\"ter\n");
+    child.wait_for("after\r\n");
+
+    // Left with the keys for it, and attached to again: it is where it was, in a window of another size.
+    child.type_in("\x10\x11");
+    child.wait_for("detached 0 restored\r\n");
+    child.type_in("echo is $mark $(stty size)\n");
+    child.wait_for("is kept 44 55\r\n");
+    child.type_in("\x10\x11");
+    child.wait_for("detached 0 restored\r\n");
+
+    // A command that is killed leaves the terminal as it was.
+    for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGHUP, 129)] {
+        child.wait_for("pid ");
+        let pid = child.wait_for("\r\n");
+        child.wait_for("# ");
+        let pid = pid.trim().parse().expect("a number");
+        kill(Pid::from_raw(pid), signal).expect("it is there");
+        child.wait_for(&format!("killed {code} restored\r\n"));
+    }
     assert_eq!(child.exit_code(), Some(0));
 }
