@@ -6,14 +6,14 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io,
+    io::{self, Read, Seek},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use mkext4::{FsBuilder, Options, sink::FileSink};
-use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
+use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
 
 /// Smallest disk in bytes (32 MiB).
 pub const MIN_BYTES: u64 = 32 << 20;
@@ -123,8 +123,8 @@ fn lay_out(sink: &mut FileSink, bytes: u64) -> Result<(), mkext4::Error> {
 }
 
 /// Makes the empty file `to` a copy of `from`, of `bytes` bytes: by sharing its blocks where the file system can,
-/// else by copying what is no hole.
-fn copy_sparse(from: &File, to: &File, bytes: u64) -> io::Result<()> {
+/// else by copying what is no hole, to another file system too.
+fn copy_sparse(mut from: &File, mut to: &File, bytes: u64) -> io::Result<()> {
     if ioctl_ficlone(to, from).is_ok() {
         return Ok(());
     }
@@ -138,12 +138,10 @@ fn copy_sparse(from: &File, to: &File, bytes: u64) -> io::Result<()> {
             Err(errno) => return Err(errno.into()),
         };
         let end = seek(from, SeekFrom::Hole(start))?;
-        let (mut read, mut written) = (start, start);
-        while read < end {
-            let count = usize::try_from(end - read).unwrap_or(usize::MAX);
-            if copy_file_range(from, Some(&mut read), to, Some(&mut written), count)? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
+        from.seek(io::SeekFrom::Start(start))?;
+        to.seek(io::SeekFrom::Start(start))?;
+        if io::copy(&mut from.take(end - start), &mut to)? < end - start {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
         position = end;
     }

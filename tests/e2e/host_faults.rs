@@ -1,11 +1,12 @@
-//! A host that runs out of something: descriptors, processes, memory, or that lacks a device.
+//! A host that runs out of something: room on its disk, descriptors, processes, memory, or that lacks a device.
 
 use std::fs;
 
 use predicates::{prelude::*, str::contains};
 
 use crate::{
-    command::{pillbug, program, run, state_root, told, traces},
+    command::{pillbug, processes, program, run, state_root, told, traces},
+    detached::listed,
     supervision::{field, start},
 };
 
@@ -15,6 +16,98 @@ fn host(script: &str) -> assert_cmd::assert::Assert {
     shell.args(["-c", script]);
     shell.timeout(std::time::Duration::from_secs(240));
     shell.assert()
+}
+
+/// A small file system for all containers' folders and disks, until this is dropped.
+struct Small;
+
+impl Small {
+    const PLACE: &str = "/run/small";
+
+    fn mount(options: &str) -> Self {
+        let (root, place) = (state_root(), Self::PLACE);
+        let root = root.display();
+        let mounted = Self;
+        host(&format!(
+            "set -e; mkdir -p {place} {root}/disks; chmod 700 {root}/disks; mount -t tmpfs -o {options} none {place}
+            for folder in containers disks; do
+                mkdir -m 700 {place}/$folder; mount --bind {place}/$folder {root}/$folder
+            done"
+        ))
+        .success();
+        mounted
+    }
+
+    /// Takes all the room that is left.
+    fn fill(&self) {
+        host(&format!("cat /dev/zero > {}/filler", Self::PLACE)).failure();
+    }
+
+    /// Gives it back.
+    fn empty(&self) {
+        fs::remove_file(format!("{}/filler", Self::PLACE)).expect("it is there");
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let root = state_root();
+        let root = root.display();
+        host(&format!(
+            "umount -l {root}/containers {root}/disks {}",
+            Self::PLACE
+        ));
+    }
+}
+
+#[test]
+fn a53_a_full_disk_stops_what_needs_it_and_nothing_else() {
+    let disk = Small::mount("size=32m");
+    // What it writes itself is in memory: its own disk is full as well.
+    let script = "trap 'exit 7' TERM; echo before; until test -e /tmp/go; do sleep 0.1; done; echo lost; touch /tmp/gone
+        while :; do sleep 1 & wait $!; done";
+    start("other", &["--tmpfs", "/tmp", "busybox", "sh", "-c", script]);
+    told(&["exec", "other", "true"]);
+    disk.fill();
+    let before = traces(&state_root());
+    for arguments in [
+        &["run", "--network", "none", "busybox", "true"][..],
+        &["run", "--rm", "--network", "none", "busybox", "true"],
+        &["create", "--name", "late", "busybox", "true"],
+        &["rename", "other", "another"],
+    ] {
+        pillbug()
+            .args(arguments)
+            .assert()
+            .failure()
+            .stderr(contains("No space left on device"));
+    }
+    assert_eq!(traces(&state_root()), before);
+
+    // What runs is used, looked at, and ended as ever, and its exit code is not lost.
+    let wait = "touch /tmp/go; until test -e /tmp/gone; do sleep 0.1; done; echo used";
+    assert_eq!(told(&["exec", "other", "sh", "-c", wait]), "used\n");
+    assert_eq!(listed("other", "{{.State}}"), "running");
+    assert!(told(&["logs", "other"]).starts_with("before\n"));
+    told(&["stop", "other"]);
+    assert_eq!(
+        field("other", "{{.State.Status}} {{.State.ExitCode}}"),
+        "exited 7"
+    );
+
+    disk.empty();
+    told(&["start", "other"]);
+    told(&["rm", "-f", "other"]);
+    run(["busybox", "true"]).assert().success();
+
+    // No file can be made, however much room there is.
+    drop(disk);
+    let _disk = Small::mount("size=64m,nr_inodes=6");
+    run(["busybox", "true"])
+        .assert()
+        .code(125)
+        .stderr(contains("No space left on device"));
+    assert_eq!(processes(), Vec::<i32>::new());
 }
 
 /// Runs a command of pillbug's after `preparation`, in a mount namespace of its own.

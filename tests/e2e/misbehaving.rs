@@ -102,3 +102,43 @@ fn a46_a_flood_of_output_stays_below_its_cap_on_disk_and_in_memory() {
     assert!(peak < 32 << 10, "{peak} KiB of memory");
     told(&["rm", "-f", "flooding"]);
 }
+
+#[test]
+fn a49_what_exhausts_its_machine_harms_no_other_and_is_named() {
+    start("witness", &["busybox", "sleep", "1000"]);
+    start(
+        "bomb",
+        &[
+            "--pids-limit",
+            "100",
+            "-m",
+            "96m",
+            "busybox",
+            "sleep",
+            "1000",
+        ],
+    );
+    // Its own shells cannot be counted on to end.
+    told(&[
+        "exec",
+        "-d",
+        "bomb",
+        "sh",
+        "-c",
+        "b() { b | b & }; while :; do b; done",
+    ]);
+    assert_eq!(told(&["exec", "witness", "echo", "fine"]), "fine\n");
+    told(&["rm", "-f", "bomb"]);
+
+    let eat = "x=a; while :; do x=$x$x; done";
+    pillbug()
+        .args(["run", "--network", "none", "--name", "eater", "-m", "64m"])
+        .args(["busybox", "sh", "-c", eat])
+        .assert()
+        .code(137)
+        .stderr(contains("ran out of memory"));
+    assert_eq!(field("eater", "{{.State.OOMKilled}}"), "true");
+    assert_eq!(told(&["exec", "witness", "echo", "fine"]), "fine\n");
+    told(&["rm", "-f", "eater", "witness"]);
+    assert_eq!(processes(), Vec::<i32>::new());
+}
