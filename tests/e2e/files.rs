@@ -249,12 +249,14 @@ fn a_container_is_exported_and_committed_as_it_is() {
         "--filter",
         "container=made",
     ];
-    let event = "{{.Action}} {{.Actor.Attributes.comment}} {{.Actor.Attributes.imageRef}}";
-    let filters = ["--filter", "event=export", "--filter", "event=commit"];
-    let events = told(&[&all[..], &filters, &["--format", event]].concat());
-    assert!(events.starts_with("export "), "{events}");
-    assert!(events.contains("\ncommit message "), "{events}");
-    assert!(events.trim_end().ends_with("local/made:1"), "{events}");
+    let event = |action: &str, format: &str| {
+        let filter = format!("event={action}");
+        told(&[&all[..], &["--filter", &filter, "--format", format]].concat())
+    };
+    assert_eq!(event("export", "{{.Action}}"), "export\n");
+    let attributes = "{{.Actor.Attributes.comment}} {{.Actor.Attributes.imageRef}}";
+    assert!(event("commit", attributes).starts_with("message "));
+    assert!(event("commit", attributes).ends_with("local/made:1\n"));
     told(&["rm", "-f", "made"]);
     assert_eq!(output_of(["local/made:1"]), "one\n");
     let script = "echo $GIVEN $MADE; stat -c '%u %g %a %Y %h' /deep/h; ls /var | wc -l; wc -c < /sparse; test -p /deep/p -a ! -e /etc/passwd";
