@@ -25,7 +25,7 @@ in_lab() { # runs, containers
     { timed pillbug pillbug exec bench true
       timed runc runc exec runc true
       timed crun crun exec crun true
-    } | { [ $run -lt 0 ] && cat > /dev/null || cat; }
+    } | unless_warming $run
   done | summary
   for runtime in runc crun; do
     $runtime delete -f $runtime
@@ -53,7 +53,7 @@ in_lab() { # runs, containers
     pillbug run -d --name "idle$number" "${machine[@]}" busybox sleep 1000000 > /dev/null
   done
   for ((run = -1; run < $1; run++)); do
-    timed ps pillbug ps | { [ $run -lt 0 ] && cat > /dev/null || cat; }
+    timed ps pillbug ps | unless_warming $run
   done | summary
   answered=0
   for ((number = 0; number < $2; number++)); do

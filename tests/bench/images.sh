@@ -15,9 +15,11 @@ if [ "${1:-}" = --here ]; then
   for ((run = -1; run < $2; run++)); do
     for image in busybox smallfiles; do
       # The first run of each fills the caches.
-      timed $image pillbug run --rm $image true | { [ $run -lt 0 ] && cat > /dev/null || cat; }
+      timed $image pillbug run --rm $image true | unless_warming $run
     done
-  done | summary
+  done | summary | awk '
+    { print; p50[$1] = $3 }
+    END { printf "smallfiles / busybox %.2f\n", p50["smallfiles"] / p50["busybox"] }'
   exit
 fi
 

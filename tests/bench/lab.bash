@@ -52,6 +52,11 @@ timed() { # name, command...
   echo "$1 $((${EPOCHREALTIME/./} - start))"
 }
 
+# Passes on what runs from number 0 on say: those before fill caches.
+unless_warming() { # run
+  if [ "$1" -lt 0 ]; then cat > /dev/null; else cat; fi
+}
+
 # Lines of `name microseconds` as percentiles.
 summary() {
   sort -k1,1 -k2,2n | awk '

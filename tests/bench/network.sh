@@ -80,7 +80,7 @@ in_lab() { # runs, MiB
       timed none pillbug run --rm --network none -m 256m busybox true
       timed default pillbug run --rm -m 256m busybox true
       timed first-byte first_byte
-    } | { [ $run -lt 0 ] && cat > /dev/null || cat; }
+    } | unless_warming $run
   done | summary
 }
 

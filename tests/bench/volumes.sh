@@ -43,7 +43,7 @@ in_lab() { # runs, files
         -device vhost-user-fs-device,chardev=data,tag=data | sed -n 's/^TIME /qemu-/p'
       wait $!
       rm -f /run/virtiofsd.sock
-    } | { [ $run -lt 0 ] && cat > /dev/null || cat; }
+    } | unless_warming $run
   done | awk '{ print $1, ($3 - $2) * 1000000 }' | sed 's/^\([a-z]*\)-\([^ ]*\)/\2-\1/' | summary
 }
 

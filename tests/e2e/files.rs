@@ -12,6 +12,9 @@ use tempfile::TempDir;
 
 use crate::command::{output_of, pillbug, program, told};
 
+/// What has happened so far.
+const EVENTS: [&str; 5] = ["events", "--since", "1h", "--until", "0s"];
+
 fn text(path: &Path) -> &str {
     path.to_str().expect("a plain path")
 }
@@ -145,16 +148,8 @@ fn files_go_in_and_out_of_a_container_that_runs_and_one_that_does_not() {
     told(&["start", "files"]);
     assert_eq!(told(&["exec", "files", "cat", "/tmp/deep/er/f"]), "x\n");
     told(&["rm", "-f", "files"]);
-    let all = [
-        "events",
-        "--since",
-        "1h",
-        "--until",
-        "0s",
-        "--format",
-        "{{.Action}}",
-    ];
-    let events = told(&[&all[..], &["--filter", "container=files"]].concat());
+    let format = ["--filter", "container=files", "--format", "{{.Action}}"];
+    let events = told(&[&EVENTS[..], &format].concat());
     for action in ["archive-path\n", "extract-to-dir\n"] {
         assert!(events.contains(action), "{events}");
     }
@@ -240,18 +235,10 @@ fn a_container_is_exported_and_committed_as_it_is() {
         ]),
         "A. Person [cat /etc/new] 2\n"
     );
-    let all = [
-        "events",
-        "--since",
-        "1h",
-        "--until",
-        "0s",
-        "--filter",
-        "container=made",
-    ];
     let event = |action: &str, format: &str| {
         let filter = format!("event={action}");
-        told(&[&all[..], &["--filter", &filter, "--format", format]].concat())
+        let made = ["--filter", "container=made", "--filter", &filter];
+        told(&[&EVENTS[..], &made, &["--format", format]].concat())
     };
     assert_eq!(event("export", "{{.Action}}"), "export\n");
     let attributes = "{{.Actor.Attributes.comment}} {{.Actor.Attributes.imageRef}}";

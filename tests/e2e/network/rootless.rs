@@ -270,36 +270,20 @@ fn a20_containers_without_root_find_each_other_and_nobody_else() {
     for name in ["db", "hidden"] {
         user.does(&["exec", name, "sh", "-c", script]);
     }
+    let on = |network, script: &str| {
+        let run = ["run", "--rm", "--network", network];
+        user.command(&[&run[..], &["busybox", "sh", "-c", script]].concat())
+    };
     let ask = format!(
         "{ASK} for at in db data db.app hidden 10.78.0.2 10.77.0.1 198.51.100.9 169.254.169.254 192.168.7.7; \
          do ask $at; done; nc -w 3 203.0.113.1 8888 <&3; \
          ask $(nslookup -type=aaaa db | grep -o 'fd[0-9a-f:]*::2$') | cut -c 1-2"
     );
-    let run = [
-        "run",
-        "--rm",
-        "--network",
-        "app",
-        "busybox",
-        "sh",
-        "-c",
-        &ask,
-    ];
-    let seen = user.command(&run).output().expect("it runs").stdout;
+    let seen = on("app", &ask).output().expect("it runs").stdout;
     let seen = String::from_utf8_lossy(&seen);
     assert_eq!(seen, "db\ndata\ndb.app\n198.51.100.9\nfd\n");
     let ask = format!("{ASK} ask 198.51.100.9; ask db; ask hidden; :");
-    let run = [
-        "run",
-        "--rm",
-        "--network",
-        "vault",
-        "busybox",
-        "sh",
-        "-c",
-        &ask,
-    ];
-    assert_eq!(user.told(&run), "hidden\n");
+    on("vault", &ask).assert().success().stdout("hidden\n");
     let published = greeting(SocketAddr::from((Ipv4Addr::LOCALHOST, 18100)));
     assert_eq!(published.expect("it answers"), "hello\n");
 
@@ -312,17 +296,7 @@ fn a20_containers_without_root_find_each_other_and_nobody_else() {
     assert!(why.contains("the switch of network \"app\" ended"), "{why}");
     user.does(&["start", "db"]);
     let ask = format!("{ASK} until ask db; do :; done");
-    let run = [
-        "run",
-        "--rm",
-        "--network",
-        "app",
-        "busybox",
-        "sh",
-        "-c",
-        &ask,
-    ];
-    assert_eq!(user.told(&run), "db\n");
+    on("app", &ask).assert().success().stdout("db\n");
 
     // Whoever of them is killed, nothing stays.
     user.kill("supervise");
