@@ -142,6 +142,23 @@ pub fn enter(sandbox: &Sandbox, terminal: Option<BorrowedFd<'_>>) -> Result<(), 
     Ok(())
 }
 
+/// Gives the calling process, which must be alone in a new mount namespace, the root with the host's folders and files in
+/// it, and nothing else that a container has: for work on files while none runs. The host alone refuses writes here.
+///
+/// # Errors
+///
+/// Those of mounting.
+pub fn show(sandbox: &Sandbox) -> io::Result<()> {
+    let root = sandbox.rootfs.overlay();
+    change_root(root)?;
+    for (mount, share) in sandbox.setup.mounts.iter().zip(&sandbox.shares) {
+        if let Some(share) = share {
+            attach_share(root, mount, share)?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes a detached mount the root. What was there before lies below it, out of reach: pivot_root(2)
 /// cannot take the initial RAM file system away.
 fn change_root(mount: BorrowedFd<'_>) -> io::Result<()> {
@@ -236,13 +253,18 @@ fn further(root: BorrowedFd<'_>, mount: &Mount) -> io::Result<()> {
     )
 }
 
-/// A folder or file of the host's. That the host refuses writes to a read-only one does not depend on this.
-fn shared(root: BorrowedFd<'_>, mount: &Mount, share: &OwnedFd) -> io::Result<()> {
+/// A folder or file of the host's.
+fn attach_share(root: BorrowedFd<'_>, mount: &Mount, share: &OwnedFd) -> io::Result<()> {
     let kind = match FileType::from_raw_mode(fstat(share)?.st_mode) {
         FileType::Directory => Kind::Folder,
         _ => Kind::File,
     };
-    mount::attach(share, target::ensure(root, &mount.target, kind)?.fd)?;
+    mount::attach(share, target::ensure(root, &mount.target, kind)?.fd)
+}
+
+/// The same in a container. That the host refuses writes to a read-only one does not depend on this.
+fn shared(root: BorrowedFd<'_>, mount: &Mount, share: &OwnedFd) -> io::Result<()> {
+    attach_share(root, mount, share)?;
     let (attributes, _) = mount::parse_options(&mount.options);
     if attributes.contains(MountAttrFlags::MOUNT_ATTR_RDONLY) {
         let path = format!("/proc/self/fd/{}", share.as_raw_fd());

@@ -2,8 +2,8 @@
 //! host as long as it takes while the agent goes on.
 //!
 //! It is a copy of the agent outside the container's PID namespace and control group. To see what is mounted in the
-//! container it enters the container's mount namespace, where every path is taken below the container's root. It executes
-//! nothing, and opens nothing for writing but what it puts in its place.
+//! container it enters the container's mount namespace or, where no container runs, makes one of its own; every path is
+//! taken below the root there. It executes nothing, and opens nothing for writing but what it puts in its place.
 
 use std::{
     fs::File,
@@ -38,6 +38,7 @@ use rustix::{
 
 use crate::{
     cgroup::Cgroup,
+    container,
     failure::{At, Failure},
     mount, rootfs,
     sandbox::Sandbox,
@@ -85,7 +86,11 @@ impl Transfer<'_> {
     /// At [`StartStage::Fork`] or [`StartStage::Stream`].
     pub fn start(&self) -> Result<Spawned, Failure> {
         let (report, writer) = pipe_with(PipeFlags::CLOEXEC).at(StartStage::Fork, "report")?;
-        match sys::fork(0, None).at(StartStage::Fork, "files")? {
+        let namespaces = match self.container {
+            Some(_) => 0,
+            None => libc::CLONE_NEWNS,
+        };
+        match sys::fork(namespaces, None).at(StartStage::Fork, "files")? {
             Forked::Parent { pidfd, .. } => Ok(Spawned { pidfd, report }),
             Forked::Child => exit(match self.become_worker(writer.into()) {
                 Ok(()) => 0,
@@ -135,6 +140,7 @@ impl Transfer<'_> {
             return Ok((open(rootfs::CHANGES, folder, Mode::empty())?, image));
         }
         let Some(container) = self.container else {
+            container::show(self.sandbox)?;
             return Ok((self.sandbox.rootfs.overlay().try_clone_to_owned()?, image));
         };
         move_into_thread_name_spaces(container, ThreadNameSpaceType::MOUNT)?;

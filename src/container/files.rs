@@ -24,7 +24,6 @@ use super::{
     launch::{connect, wait_gone},
     name::Id,
     session::{Reply, Request, Session},
-    spec::Spec,
     state::{Containers, StateError},
 };
 use archive::ArchiveWriter;
@@ -48,10 +47,6 @@ pub enum FileWorkError {
     Store(#[from] crate::image::store::StoreError),
     #[error("container {0} does not run, and with --rm keeps nothing on disk: start it first")]
     NothingKept(String),
-    #[error(
-        "{0} is a volume or a folder of the host, which the container has only while it runs: start it first"
-    )]
-    InVolume(String),
     #[error("cannot read the archive")]
     ArchiveInput(#[source] io::Error),
     #[error("the archive cannot be unpacked")]
@@ -127,7 +122,6 @@ impl<'a> Work<'a> {
         if container.spec().machine.disk_bytes.is_none() {
             return Err(FileWorkError::NothingKept(id.short().into()));
         }
-        check_volumes(container.spec(), &order)?;
         let (machine, stream) = Machine::start(state_root, container, order)?;
         Ok(work(stream, Whose::Machine(Box::new(machine))))
     }
@@ -157,27 +151,6 @@ impl<'a> Work<'a> {
                 result
             }
         }
-    }
-}
-
-/// What is mounted in a container is there only while it runs.
-fn check_volumes(spec: &Spec, order: &FilesOrder) -> Result<(), FileWorkError> {
-    let (FilesOrder::Read { path, .. } | FilesOrder::Write { path }) = order else {
-        return Ok(());
-    };
-    let names = path.split(|byte| *byte == b'/');
-    let names: Vec<&[u8]> = names
-        .filter(|name| !name.is_empty() && *name != b".")
-        .collect();
-    let is_inside = |target: &&str| {
-        let mut target = target.split('/').filter(|name| !name.is_empty());
-        let mut names = names.iter();
-        target.all(|name| names.next() == Some(&name.as_bytes()))
-    };
-    let targets = spec.mounts.iter().map(|mount| mount.target.as_str());
-    match targets.into_iter().find(is_inside) {
-        Some(target) => Err(FileWorkError::InVolume(target.into())),
-        None => Ok(()),
     }
 }
 

@@ -156,6 +156,38 @@ fn files_go_in_and_out_of_a_container_that_runs_and_one_that_does_not() {
 }
 
 #[test]
+fn what_is_mounted_in_a_container_is_there_for_cp_before_it_ever_ran() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let (file, bound) = (folder.path().join("file"), folder.path().join("bound"));
+    fs::write(&file, "from outside").expect("a file");
+    fs::create_dir(&bound).expect("a folder");
+    fs::write(bound.join("told"), "from the host").expect("a file");
+    let mount = format!("{}:/bound:ro", text(&bound));
+    let volumes = ["-v", "copied:/etc", "-v", &mount];
+    told(&[&["create", "--name", "still"], &volumes[..], &["busybox"]].concat());
+
+    // Filled from the image first, as a start would.
+    told(&["cp", text(&file), "still:/etc/new"]);
+    let data = told(&["volume", "inspect", "-f", "{{.Mountpoint}}", "copied"]);
+    let data = Path::new(data.trim());
+    assert_eq!(
+        fs::read(data.join("new")).expect("it is there"),
+        b"from outside"
+    );
+    assert!(data.join("passwd").exists());
+
+    told(&["cp", "still:/bound/told", text(&file)]);
+    assert_eq!(fs::read(&file).expect("it is there"), b"from the host");
+    let refused = pillbug()
+        .args(["cp", text(&file), "still:/bound/new"])
+        .assert();
+    refused.failure().stderr(contains("Read-only file system"));
+    assert!(!bound.join("new").exists());
+    told(&["rm", "still"]);
+    told(&["volume", "rm", "copied"]);
+}
+
+#[test]
 fn a_container_is_exported_and_committed_as_it_is() {
     let folder = TempDir::new().expect("a temporary folder");
     told(&[

@@ -25,9 +25,11 @@ use crate::{
         error::{RunError, check_memory},
         state::Container,
         supervisor::{LOG, sandbox},
+        volumes,
     },
     image::store::{Image, Store},
-    sandbox::{Sandbox, SandboxEvent, kernel},
+    sandbox::{Sandbox, SandboxError, SandboxEvent, kernel},
+    volume::Filling,
 };
 
 /// Longest from the start of the machine to the first byte of the stream. An emulated host takes seconds, a busy one more.
@@ -45,6 +47,8 @@ pub struct Machine {
     sandbox: Sandbox,
     agent: Option<AgentClient>,
     container: Container,
+    /// Volumes that the agent fills first.
+    filling: Vec<Filling>,
     _image: Image,
 }
 
@@ -70,12 +74,21 @@ impl Machine {
         check_memory(spec.machine.memory_bytes)?;
         let kernel = kernel::find(spec.machine.kernel.as_deref())?;
         let image = Store::open(state_root)?.image(&spec.image_digest, None)?;
-        let config = sandbox(spec, &container, &image, kernel)?;
-        let setup = Box::new(spec.setup.clone());
+        let mut config = sandbox(spec, &container, &image, kernel)?;
+        let mut setup = Box::new(spec.setup.clone());
+        let mut filling = Vec::new();
+        // The others leave out what is mounted.
+        if matches!(order, FilesOrder::Read { .. } | FilesOrder::Write { .. }) {
+            let shared = volumes::share(state_root, spec)?;
+            config.shares = shared.shares;
+            setup.mounts = shared.mounts;
+            filling = shared.filling;
+        }
         let mut machine = Self {
             sandbox: Sandbox::start(&config, Vec::new())?,
             agent: None,
             container,
+            filling,
             _image: image,
         };
         let log = machine.container.folder().join(LOG);
@@ -90,28 +103,52 @@ impl Machine {
         let until = Instant::now() + BOOT_LIMIT;
         let token = stream::token().map_err(|error| RunError::Streams(error.into()))?;
         let mut unknown = Unknown::default();
-        let mut orders = Some((setup, order));
+        let mut setup = Some(setup);
+        let mut order = Some(HostMessage::Files {
+            id: WORK,
+            order,
+            stream: token,
+        });
         loop {
             match self.hear(&mut unknown, Some(token), until)? {
                 Heard::Agent(AgentMessage::Ready { .. }) => {
-                    let (setup, order) = orders.take().ok_or(AgentError::Unexpected("Ready"))?;
+                    let setup = setup.take().ok_or(AgentError::Unexpected("Ready"))?;
+                    let must_fill = setup.mounts.iter().any(|mount| mount.fill);
                     self.tell(&HostMessage::Setup(setup))?;
-                    self.tell(&HostMessage::Files {
-                        id: WORK,
-                        order,
-                        stream: token,
-                    })?;
+                    if !must_fill {
+                        self.tell_once(&mut order)?;
+                    }
                 }
-                Heard::Agent(AgentMessage::StartFailed {
-                    stage,
-                    errno,
-                    subject,
-                    ..
-                }) => return Err(RunError::start(stage, errno, subject)),
+                Heard::Agent(AgentMessage::Filled) => {
+                    for volume in self.filling.drain(..) {
+                        volume.done()?;
+                    }
+                    self.tell_once(&mut order)?;
+                }
+                Heard::Agent(
+                    AgentMessage::StartFailed {
+                        stage,
+                        errno,
+                        subject,
+                        ..
+                    }
+                    | AgentMessage::FillFailed {
+                        stage,
+                        errno,
+                        subject,
+                    },
+                ) => return Err(RunError::start(stage, errno, subject)),
                 Heard::Agent(_) => {}
                 Heard::Stream(stream) => return Ok(stream),
                 Heard::Ended(ending) => return Err(ended(ending)),
             }
+        }
+    }
+
+    fn tell_once(&mut self, message: &mut Option<HostMessage>) -> Result<(), RunError> {
+        match message.take() {
+            Some(message) => self.tell(&message),
+            None => Err(AgentError::Unexpected("Filled").into()),
         }
     }
 
@@ -158,6 +195,11 @@ impl Machine {
     ) -> Result<Heard, RunError> {
         loop {
             let ready = self.wait(unknown, until)?;
+            if ready.shares
+                && let Some(shares) = self.sandbox.shares()
+            {
+                shares.hear().map_err(SandboxError::from)?;
+            }
             if ready.stream {
                 let known = unknown.identify().into_iter();
                 if let Some((_, stream)) =
@@ -206,6 +248,11 @@ impl Machine {
                 .map(|agent| PollFd::new(agent.as_fd(), read)),
         );
         watched.extend(
+            self.sandbox
+                .shares_fd()
+                .map(|shares| PollFd::new(shares, read)),
+        );
+        watched.extend(
             unknown
                 .descriptors()
                 .map(|stream| PollFd::new(stream, read)),
@@ -221,11 +268,13 @@ impl Machine {
             .iter()
             .map(|descriptor| descriptor.any().unwrap_or(true))
             .collect();
-        let first_stream = 1 + usize::from(self.agent.is_some());
+        let mut ready = ready.into_iter();
+        let mut next = |is_watched: bool| is_watched && ready.next().unwrap_or(false);
         Ok(Ready {
-            sandbox: ready[0],
-            agent: self.agent.is_some() && ready[1],
-            stream: ready[first_stream..].contains(&true),
+            sandbox: next(true),
+            agent: next(self.agent.is_some()),
+            shares: next(self.sandbox.shares_fd().is_some()),
+            stream: ready.any(|is_ready| is_ready),
         })
     }
 }
@@ -234,6 +283,7 @@ impl Machine {
 struct Ready {
     sandbox: bool,
     agent: bool,
+    shares: bool,
     stream: bool,
 }
 
