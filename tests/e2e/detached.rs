@@ -149,7 +149,7 @@ fn a48_what_exec_leaves_behind_holds_nothing_up() {
         "1000",
     ]);
     let supervisor = processes().len();
-    for _ in 0..20 {
+    for _ in 0..50 {
         pillbug()
             .args(["exec", "host", "sh", "-c", "sleep 1000 & echo done; exit 4"])
             .assert()

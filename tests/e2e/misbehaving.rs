@@ -52,20 +52,8 @@ fn a44_what_stands_in_for_a_device_is_not_written_to() {
 
 #[test]
 fn a46_a_flood_of_output_stays_below_its_cap_on_disk_and_in_memory() {
-    let flood = "head -c 12m /dev/zero | tr '\\0' x; echo; echo end; exec sleep 1000";
-    start(
-        "flooding",
-        &[
-            "--log-opt",
-            "max-size=1m",
-            "--log-opt",
-            "max-file=2",
-            "busybox",
-            "sh",
-            "-c",
-            flood,
-        ],
-    );
+    let flood = "head -c 40m /dev/zero | tr '\\0' x; echo; echo end; exec sleep 1000";
+    start("flooding", &["busybox", "sh", "-c", flood]);
     // The log's reader ends when it has seen the last line.
     let mut logs = std::process::Command::new(crate::command::program())
         .args(["logs", "-f", "flooding"])
@@ -92,14 +80,16 @@ fn a46_a_flood_of_output_stays_below_its_cap_on_disk_and_in_memory() {
         .filter(is_log)
         .map(|entry| entry.metadata().map_or(0, |file| file.len()))
         .sum();
-    assert!((1 << 19..3 << 20).contains(&kept), "{kept} bytes of log");
+    // Three files of 10 MiB at most, unless somebody says otherwise; the last one has just begun.
+    let cap = 30 << 20;
+    assert!((cap / 2..=cap).contains(&kept), "{kept} bytes of log");
     let status = std::fs::read_to_string(format!("/proc/{}/status", supervisor("flooding")));
     let status = status.expect("it runs");
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let peak: u64 = peak
         .and_then(|size| size.trim().strip_suffix(" kB")?.parse().ok())
         .expect("a size");
-    assert!(peak < 32 << 10, "{peak} KiB of memory");
+    assert!(peak < 16 << 10, "{peak} KiB of memory");
     told(&["rm", "-f", "flooding"]);
 }
 
