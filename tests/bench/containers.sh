@@ -1,6 +1,6 @@
 #!/bin/bash
 # Running containers measured in the lab: what a command in one costs beside runc and crun, what many of them do to
-# `ps`, and how much freed memory comes back, and when.
+# `ps` and take of memory, and how much freed memory comes back, and when.
 #
 #   containers.sh [RUNS [CONTAINERS]]     10 runs of each, 100 containers
 set -euo pipefail
@@ -49,18 +49,33 @@ in_lab() { # runs, containers
   pillbug rm -f bench > /dev/null
 
   printf '\n%d idle containers\n' "$2"
+  before=$(available)
   for ((number = 0; number < $2; number++)); do
     pillbug run -d --name "idle$number" "${machine[@]}" busybox sleep 1000000 > /dev/null
   done
   for ((run = -1; run < $1; run++)); do
     timed ps pillbug ps | unless_warming $run
   done | summary
+  echo "each takes $(((before - $(available)) / $2)) KiB of the host's memory; to itself and without the guest's, on average:"
+  private supervise
+  private vmm-process
   answered=0
   for ((number = 0; number < $2; number++)); do
     [ "$(pillbug exec "idle$number" echo here)" = here ] && answered=$((answered + 1))
   done
   echo "$answered of $2 answer exec"
-  awk '/^MemTotal|^MemAvailable/ { print $1, $2, "KiB" }' /proc/meminfo
+}
+
+available() {
+  awk '/^MemAvailable/ { print $2 }' /proc/meminfo
+}
+
+# What processes of pillbug's have in pages that nobody else has, the guest's left out.
+private() { # subcommand
+  local pid
+  for pid in $(pgrep -f "^pillbug $1 "); do
+    awk '/^[0-9a-f]+-/ { guest = /memfd:|vmlinux/ } /^Private_/ && !guest { sum += $2 } END { print sum }' "/proc/$pid/smaps"
+  done | awk -v name="$1" '{ sum += $1 } END { printf "  %-12s %d KiB\n", name, sum / NR }'
 }
 
 if [ "${1:-}" = --here ]; then
