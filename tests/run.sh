@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 cargo=${CARGO:-cargo}
 work=$(mktemp -d)
 trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$work"' EXIT
-step() { echo "== $*"; }
+step() { echo "== $*, after $SECONDS s"; }
 status=0
 
 step "lint"
@@ -66,6 +66,7 @@ if [ "$ended" = 1 ] && [ -s "$work/failed" ] && [ "$(wc -l < "$work/failed")" -l
 fi
 [ "$ended" = 0 ] || status=1
 
+step "done"
 totals() { awk '/^test result:/ { passed += $4; failed += $6 } END { print passed + 0, failed + 0 }' "$@"; }
 read -r passed failed < <(totals "$work/unit.log" "$work"/lab?.log)
 [ "$again" = 0 ] || echo "passed at the second try only: $(paste -sd ' ' "$work/failed")"
