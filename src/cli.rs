@@ -439,6 +439,26 @@ mod tests {
         Arguments::command().debug_assert();
     }
 
+    fn without_examples(command: &clap::Command, path: &str, found: &mut Vec<String>) {
+        for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+            let path = format!("{path} {}", verb.get_name());
+            let help = verb.get_after_help().map(ToString::to_string);
+            let has_examples = help.is_some_and(|help| help.contains("Examples:\n  pillbug"));
+            if verb.has_subcommands() {
+                without_examples(verb, &path, found);
+            } else if !has_examples {
+                found.push(path);
+            }
+        }
+    }
+
+    #[test]
+    fn the_help_of_every_verb_has_examples() {
+        let mut found = Vec::new();
+        without_examples(&Arguments::command(), "pillbug", &mut found);
+        assert_eq!(found, Vec::<String>::new());
+    }
+
     #[test]
     fn control_sequences_are_made_visible() {
         assert_eq!(escape("a\x1b[31mb\nc"), "a\\u{1b}[31mb\nc");

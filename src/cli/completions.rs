@@ -5,9 +5,9 @@ use std::{io, process::ExitCode};
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
-/// Print a completion script for a shell.
+/// Print a completion script for a shell
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pillbug completions bash > /etc/bash_completion.d/pillbug")]
+#[command(after_help = "Examples:\n  pillbug completions bash > /etc/bash_completion.d/pillbug")]
 pub struct CompletionsArgs {
     /// Which shell
     shell: Shell,

@@ -38,8 +38,13 @@ pub struct LoginArgs {
     password_stdin: bool,
 }
 
+const LOGOUT_EXAMPLES: &str = "\
+Examples:
+  pillbug logout ghcr.io";
+
 /// Log out of a registry
 #[derive(Debug, Args)]
+#[command(after_help = LOGOUT_EXAMPLES)]
 pub struct LogoutArgs {
     /// Registry
     #[arg(default_value = DEFAULT)]

@@ -85,6 +85,7 @@ pub struct CreateArgs {
 
 /// Remove networks
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  pillbug network rm app")]
 pub struct RemoveArgs {
     /// No error for one that is not there
     #[arg(short, long)]
@@ -115,6 +116,7 @@ pub struct ConnectArgs {
 
 /// Take a container that is not running off a network
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  pillbug network disconnect app web")]
 pub struct DisconnectArgs {
     /// No error where it is not on it
     #[arg(short, long)]
@@ -127,6 +129,7 @@ pub struct DisconnectArgs {
 
 /// Remove all networks that no container is on
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  pillbug network prune --filter label=ci")]
 pub struct PruneArgs {
     /// Do not ask
     #[arg(short, long)]
