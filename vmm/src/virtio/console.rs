@@ -90,17 +90,8 @@ impl VirtioDevice for Console {
         DEVICE_TYPE
     }
 
-    fn features(&self) -> u64 {
-        0
-    }
-
     fn queue_max_sizes(&self) -> &[u16] {
         &QUEUE_SIZES
-    }
-
-    /// Without features all fields are reserved (virtio 1.2, 5.3.4).
-    fn read_config(&self, _offset: u64, data: &mut [u8]) {
-        data.fill(0);
     }
 
     fn activate(&mut self, context: ActivateContext) -> Result<(), ActivateError> {

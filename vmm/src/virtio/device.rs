@@ -25,13 +25,18 @@ pub trait VirtioDevice: Send {
 
     /// Feature bits of this device type on offer. The transport adds those of every device:
     /// `VERSION_1`, `INDIRECT_DESC` and `EVENT_IDX`.
-    fn features(&self) -> u64;
+    fn features(&self) -> u64 {
+        0
+    }
 
     /// The largest size of each queue, a power of two up to 32768; one entry a queue.
     fn queue_max_sizes(&self) -> &[u16];
 
-    /// Fills `data` from the configuration space at `offset`. Bytes past its end read as zeroes.
-    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Fills `data` from the configuration space at `offset`. Bytes past its end read as zeroes: all of them, where a
+    /// device has none.
+    fn read_config(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
 
     /// Takes a write to the configuration space; most devices have nothing writable.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}

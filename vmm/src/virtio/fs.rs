@@ -72,10 +72,6 @@ impl VirtioDevice for Fs {
         DEVICE_TYPE
     }
 
-    fn features(&self) -> u64 {
-        0
-    }
-
     fn queue_max_sizes(&self) -> &[u16] {
         &QUEUE_SIZES
     }

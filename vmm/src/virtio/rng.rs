@@ -35,17 +35,8 @@ impl VirtioDevice for Rng {
         DEVICE_TYPE
     }
 
-    fn features(&self) -> u64 {
-        0
-    }
-
     fn queue_max_sizes(&self) -> &[u16] {
         &QUEUE_SIZES
-    }
-
-    /// There is no configuration (virtio 1.2, 5.4.4).
-    fn read_config(&self, _offset: u64, data: &mut [u8]) {
-        data.fill(0);
     }
 
     fn activate(&mut self, context: ActivateContext) -> Result<(), ActivateError> {
