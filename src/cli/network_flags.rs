@@ -27,7 +27,7 @@ pub struct NetworkFlags {
     /// A further name of the container on its network
     #[arg(long, visible_alias = "net-alias", value_name = "NAME", value_parser = name)]
     network_alias: Vec<String>,
-    /// Publish a port, on 127.0.0.1 unless an address is given, such as 8080:80
+    /// Publish a port, on 127.0.0.1 unless an address is given, such as 8080:80 or [::1]:8080:80
     #[arg(short, long, value_name = "[ADDRESS:][HOST:]PORT[/udp]", value_parser = publish)]
     publish: Vec<Ports>,
     /// Publish every port that the image exposes, on any free port of 127.0.0.1

@@ -2,16 +2,17 @@
 
 use std::{
     fs,
-    net::SocketAddrV4,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
 use super::{lease::Lease, port::Protocol};
 
 /// In words: a container, else a process, as far as this user may see.
-pub fn of(at: SocketAddrV4, protocol: Protocol, leases: &[Lease]) -> String {
-    let overlaps = |other: &SocketAddrV4| {
+pub fn of(at: SocketAddr, protocol: Protocol, leases: &[Lease]) -> String {
+    let overlaps = |other: &SocketAddr| {
         other.port() == at.port()
+            && other.is_ipv6() == at.is_ipv6()
             && (other.ip() == at.ip() || other.ip().is_unspecified() || at.ip().is_unspecified())
     };
     for lease in leases {

@@ -6,7 +6,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -28,7 +28,7 @@ const MAX_FILE: u64 = 4 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Published {
     /// Where, on the host.
-    pub host: SocketAddrV4,
+    pub host: SocketAddr,
     /// What it leads to.
     pub container: u16,
     /// Of which protocol.

@@ -2,10 +2,14 @@
 
 use std::{
     fmt, io,
-    net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket},
-    str::FromStr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    os::fd::OwnedFd,
 };
 
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, bind as take, listen, socket_with,
+    sockopt::{set_ipv6_v6only, set_socket_reuseaddr},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -16,6 +20,8 @@ use super::{
 
 /// Most ports that one `-p` may name.
 const MAX_RANGE: u16 = 4096;
+/// Most connections that wait to be accepted: as many as a host allows by default.
+const BACKLOG: i32 = 4096;
 
 /// What carries a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -40,7 +46,7 @@ impl fmt::Display for Protocol {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Publish {
     /// On this address of the host; else on loopback alone.
-    pub address: Option<Ipv4Addr>,
+    pub address: Option<IpAddr>,
     /// This port of the host; else any that is free.
     pub host: Option<u16>,
     /// Port in the container.
@@ -55,7 +61,7 @@ pub struct Publish {
 pub enum PortError {
     #[error(
         "{0:?} is no port to publish: [ADDRESS:][HOST:]CONTAINER[/udp], where ports are 1 to 65535 or a \
-         range such as 8000-8010, and the address is one of IPv4"
+         range such as 8000-8010, and an address of IPv6 is in brackets"
     )]
     Syntax(String),
     #[error("{0:?}: both ranges need the same length, {MAX_RANGE} ports at most")]
@@ -75,15 +81,11 @@ pub fn parse(text: &str) -> Result<Vec<Publish>, PortError> {
         Some((rest, "udp")) => (rest, Protocol::Udp),
         Some(_) => return Err(syntax()),
     };
-    let parts: Vec<&str> = rest.split(':').collect();
-    let (address, host, container) = match parts[..] {
-        [container] => (None, "", container),
-        [host, container] => (None, host, container),
-        [address, host, container] => {
-            let address = Ipv4Addr::from_str(address).map_err(|_| syntax())?;
-            (Some(address), host, container)
-        }
-        _ => return Err(syntax()),
+    let (address, rest) = address(rest).ok_or_else(syntax)?;
+    let (host, container) = match rest.split_once(':') {
+        Some(both) => both,
+        None if address.is_none() => ("", rest),
+        None => return Err(syntax()),
     };
     let container = range(container).ok_or_else(syntax)?;
     let host = match host {
@@ -101,6 +103,22 @@ pub fn parse(text: &str) -> Result<Vec<Publish>, PortError> {
         protocol,
     };
     Ok((0..=length).map(one).collect())
+}
+
+/// The address that comes first, where there is one, and what follows it.
+fn address(text: &str) -> Option<(Option<IpAddr>, &str)> {
+    if let Some(text) = text.strip_prefix('[') {
+        let (address, rest) = text.split_once("]:")?;
+        let address: Ipv6Addr = address.parse().ok()?;
+        return Some((Some(address.into()), rest));
+    }
+    match text.split_once(':') {
+        Some((first, rest)) if rest.contains(':') => {
+            let address: Ipv4Addr = first.parse().ok()?;
+            Some((Some(address.into()), rest))
+        }
+        _ => Some((None, text)),
+    }
 }
 
 /// A port or `first-last`.
@@ -132,21 +150,12 @@ pub fn bind(
     let mut published = Vec::new();
     let mut listeners = Vec::new();
     for port in wanted {
-        let address = port.address.unwrap_or(Ipv4Addr::LOCALHOST);
-        let at = SocketAddrV4::new(address, port.host.unwrap_or(0));
-        let (listener, bound) = match port.protocol {
-            Protocol::Tcp => TcpListener::bind(at).and_then(|socket| {
-                let bound = socket.local_addr()?;
-                Ok((Listener::Tcp(socket, port.container), bound))
-            }),
-            Protocol::Udp => UdpSocket::bind(at).and_then(|socket| {
-                let bound = socket.local_addr()?;
-                Ok((Listener::Udp(socket, port.container), bound))
-            }),
-        }
-        .map_err(|source| refused(at, port.protocol, leases, source))?;
+        let address = port.address.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        let at = SocketAddr::new(address, port.host.unwrap_or(0));
+        let (listener, bound) =
+            hold(port, at).map_err(|source| refused(at, port.protocol, leases, source))?;
         published.push(Published {
-            host: SocketAddrV4::new(address, bound.port()),
+            host: SocketAddr::new(address, bound.port()),
             container: port.container,
             protocol: port.protocol,
             is_default_address: port.address.is_none(),
@@ -156,8 +165,44 @@ pub fn bind(
     Ok((published, listeners))
 }
 
+/// Takes one port, and where it is then.
+fn hold(port: &Publish, at: SocketAddr) -> io::Result<(Listener, SocketAddr)> {
+    Ok(match port.protocol {
+        Protocol::Tcp => {
+            let socket = socket(at, SocketType::STREAM)?;
+            listen(&socket, BACKLOG)?;
+            let listener = TcpListener::from(socket);
+            let bound = listener.local_addr()?;
+            (Listener::Tcp(listener, port.container), bound)
+        }
+        Protocol::Udp => {
+            let socket = UdpSocket::from(socket(at, SocketType::DGRAM)?);
+            let bound = socket.local_addr()?;
+            (Listener::Udp(socket, port.container), bound)
+        }
+    })
+}
+
+/// A socket at that address, which has nothing to do with the other family's: `[::]` leaves `0.0.0.0` to others.
+fn socket(at: SocketAddr, kind: SocketType) -> io::Result<OwnedFd> {
+    let family = match at {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    if at.is_ipv6() {
+        set_ipv6_v6only(&socket, true)?;
+    }
+    if kind == SocketType::STREAM {
+        // Connections that have just ended do not keep the port from who starts anew.
+        set_socket_reuseaddr(&socket, true)?;
+    }
+    take(&socket, &at)?;
+    Ok(socket)
+}
+
 fn refused(
-    at: SocketAddrV4,
+    at: SocketAddr,
     protocol: Protocol,
     leases: &[Lease],
     source: io::Error,
@@ -176,9 +221,9 @@ fn refused(
 mod tests {
     use super::*;
 
-    fn publish(address: Option<[u8; 4]>, host: Option<u16>, container: u16) -> Publish {
+    fn publish(address: Option<&str>, host: Option<u16>, container: u16) -> Publish {
         Publish {
-            address: address.map(Into::into),
+            address: address.map(|text| text.parse().unwrap()),
             host,
             container,
             protocol: Protocol::Tcp,
@@ -187,7 +232,7 @@ mod tests {
 
     #[test]
     fn ports_are_read_as_docker_writes_them() {
-        let any = Some([0; 4]);
+        let any = Some("0.0.0.0");
         assert_eq!(parse("80").unwrap(), [publish(None, None, 80)]);
         assert_eq!(parse("8080:80").unwrap(), [publish(None, Some(8080), 80)]);
         assert_eq!(
@@ -195,6 +240,16 @@ mod tests {
             [publish(any, Some(8080), 80)]
         );
         assert_eq!(parse("0.0.0.0::80").unwrap(), [publish(any, None, 80)]);
+        for (text, address) in [("[::1]:8080:80", "::1"), ("[::]:8080:80", "::")] {
+            assert_eq!(
+                parse(text).unwrap(),
+                [publish(Some(address), Some(8080), 80)]
+            );
+        }
+        assert_eq!(
+            parse("[fd00::1]::80").unwrap(),
+            [publish(Some("fd00::1"), None, 80)]
+        );
         assert_eq!(
             parse("8000-8001:90-91").unwrap(),
             [publish(None, Some(8000), 90), publish(None, Some(8001), 91)]
@@ -216,6 +271,11 @@ mod tests {
             "80/",
             "1:2:3",
             "::1:80:80",
+            "[::1]:80",
+            "[::1]",
+            "[::1:80:80",
+            "[1.2.3.4]:80:80",
+            "[fe80::1%eth0]:80:80",
             "9-8",
             "-1",
             "1.2.3.4:80",
@@ -232,7 +292,7 @@ mod tests {
     fn a63_without_an_address_a_port_is_on_loopback_and_a_taken_one_names_its_holder() {
         let (published, listeners) = bind(&parse("80").unwrap(), &[]).unwrap();
         let host = published[0].host;
-        assert_eq!(*host.ip(), Ipv4Addr::LOCALHOST);
+        assert_eq!(host.ip(), Ipv4Addr::LOCALHOST);
         assert_eq!(listeners.len(), 1);
 
         let again = Publish {
@@ -244,5 +304,13 @@ mod tests {
             panic!("{error}");
         };
         assert!(holder.contains(&std::process::id().to_string()), "{holder}");
+
+        let (everywhere, _held) = bind(&parse("0.0.0.0::80").unwrap(), &[]).unwrap();
+        let six = Publish {
+            host: Some(everywhere[0].host.port()),
+            ..parse("[::]::80").unwrap()[0].clone()
+        };
+        let (published, _held) = bind(&[six], &[]).unwrap();
+        assert!(published[0].host.to_string().starts_with("[::]:"));
     }
 }

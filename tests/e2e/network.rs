@@ -7,7 +7,7 @@ mod world;
 use std::{
     fs,
     io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
     time::{Duration, Instant},
 };
@@ -279,6 +279,8 @@ fn a63_published_ports_are_private_unless_asked_for_and_a59_stay_so_when_rules_a
             "18080:80",
             "-p",
             "0.0.0.0:18081:80",
+            "-p",
+            "[::]:18081:80",
         ])
         .args(["busybox", "sh", "-c", SERVER])
         .assert()
@@ -292,6 +294,8 @@ fn a63_published_ports_are_private_unless_asked_for_and_a59_stay_so_when_rules_a
     let check = |when: &str| {
         let loopback = greeting(SocketAddr::from((Ipv4Addr::LOCALHOST, 18080)));
         assert_eq!(loopback.ok().as_deref(), Some("hello\n"), "{when}");
+        let six = greeting(SocketAddr::from((Ipv6Addr::LOCALHOST, 18081)));
+        assert_eq!(six.ok().as_deref(), Some("hello\n"), "{when}");
         assert_eq!(from_outside(18081).as_deref(), Some("hello\n"), "{when}");
         assert_eq!(from_outside(18080), None, "{when}");
     };
@@ -301,11 +305,11 @@ fn a63_published_ports_are_private_unless_asked_for_and_a59_stay_so_when_rules_a
         .args(["port", "web", "80"])
         .assert()
         .success()
-        .stdout("127.0.0.1:18080\n0.0.0.0:18081\n");
+        .stdout("127.0.0.1:18080\n0.0.0.0:18081\n[::]:18081\n");
     pillbug()
         .args(["ps", "--format", "{{.Names}} {{.Ports}}"])
         .assert()
-        .stdout("web 127.0.0.1:18080->80/tcp, 0.0.0.0:18081->80/tcp\n");
+        .stdout("web 127.0.0.1:18080->80/tcp, 0.0.0.0:18081->80/tcp, [::]:18081->80/tcp\n");
     pillbug()
         .args(["run", "--rm", "-p", "18080:80", "busybox", "true"])
         .assert()

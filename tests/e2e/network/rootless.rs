@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::Read,
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     process::Stdio,
@@ -163,7 +163,14 @@ fn a63_ports_behind_passt_are_sockets_of_the_supervisor() {
         "-p",
         "0.0.0.0:18081-18082:80-81",
     ];
-    let more = ["-p", "18083:9", "-p", "18053:53/udp"];
+    let more = [
+        "-p",
+        "18083:9",
+        "-p",
+        "18053:53/udp",
+        "-p",
+        "[::1]:18080:80",
+    ];
     let run = ["python", "python3", "-c", SERVICE];
     start("behind", &[&flags[..], &more, &run].concat());
     let mut logs = std::process::Command::new(program())
@@ -181,6 +188,8 @@ fn a63_ports_behind_passt_are_sockets_of_the_supervisor() {
         world.outside(move || greeting(at)).ok()
     };
     assert_eq!(local(18080).expect("it answers"), "80 10.0.2.15");
+    let six = greeting(SocketAddr::from((Ipv6Addr::LOCALHOST, 18080)));
+    assert_eq!(six.expect("it answers"), "80 10.0.2.15");
     assert_eq!(local(18082).expect("it answers"), "81 10.0.2.15");
     assert_eq!(from_outside(18081).as_deref(), Some("80 10.0.2.15"));
     assert_eq!(from_outside(18080), None);
