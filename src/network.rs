@@ -1,9 +1,10 @@
 //! Networks: what is on the host's side of a machine's network device.
 //!
-//! Three drivers. `bridge` connects machines to a Linux bridge, behind walls of nftables; it takes root.
-//! `user` gives a machine a passt(1) of its own, which turns its connections into ones of an ordinary
-//! process. `switch` connects machines of an ordinary user, each with its own passt behind it. Knows no containers and no machines: whoever asks is a name, and what it gets is an open
-//! descriptor and what to tell the guest.
+//! Four drivers. `bridge` connects machines to a Linux bridge, behind walls of nftables, `macvlan` to the network that an
+//! interface of the host is on; they take root. `user` gives a machine a passt(1) of its own, which turns its connections
+//! into ones of an ordinary process. `switch` connects machines of an ordinary user, each with its own passt behind it.
+//! Knows no containers and no machines: whoever asks is a name, and what it gets is an open descriptor and what to tell the
+//! guest.
 //!
 //! Nothing here runs on its own but a switch, while a machine is on it. A lease is locked by the process that holds it, TAP devices and
 //! passt go with the machine, and every command that touches networks first clears away what dead
@@ -18,6 +19,7 @@ pub mod forward;
 mod holder;
 mod lease;
 mod link;
+mod macvlan;
 pub mod names;
 pub mod port;
 mod proxy;
@@ -208,7 +210,7 @@ impl Networks {
             });
         }
         let removed = definition::remove(&self.folder, name)?;
-        if Uid::effective().is_root() {
+        if Uid::effective().is_root() && removed.parent.is_none() {
             bridge::remove(&removed)?;
         }
         locked.apply_if_rules_exist()
@@ -219,7 +221,7 @@ impl Locked<'_> {
     /// Clears away what dead processes left, their rules included; the leases of the living.
     fn sweep(&self) -> Result<Vec<Lease>, NetworkError> {
         let folder = &self.networks.folder;
-        if lease::sweep(folder)? && !definition::all(folder)?.is_empty() {
+        if lease::sweep(folder, macvlan::unplug)? && !self.bridged()?.is_empty() {
             self.apply()?;
         }
         let leases = lease::all(folder)?;
@@ -234,7 +236,10 @@ impl Locked<'_> {
         if !Uid::effective().is_root() {
             return match name {
                 BRIDGE => Err(NetworkError::NeedsRoot(name.into())),
-                name => self.networks.find(name),
+                name => match self.networks.find(name)? {
+                    found if found.parent.is_some() => Err(NetworkError::NeedsRoot(name.into())),
+                    found => Ok(found),
+                },
             };
         }
         let definition = match definition::find(folder, name)? {
@@ -242,8 +247,17 @@ impl Locked<'_> {
             None if name == BRIDGE => definition::create(folder, NewNetwork::named(BRIDGE))?,
             None => return Err(NetworkError::NotFound(name.into())),
         };
-        bridge::ensure(&definition, folder)?;
+        if definition.parent.is_none() {
+            bridge::ensure(&definition, folder)?;
+        }
         Ok(definition)
+    }
+
+    /// The networks that have a bridge, and so rules.
+    fn bridged(&self) -> Result<Vec<Definition>, NetworkError> {
+        let mut all = definition::all(&self.networks.folder)?;
+        all.retain(|network| network.parent.is_none());
+        Ok(all)
     }
 
     /// Makes the firewall what networks and leases say, whatever it was before, and remembers what it is then.
@@ -266,9 +280,8 @@ impl Locked<'_> {
 
     fn ruleset(&self, leases: &[Lease]) -> Result<String, NetworkError> {
         let folder = &self.networks.folder;
-        let networks = definition::all(folder)?;
         Ok(firewall::ruleset(
-            &networks,
+            &self.bridged()?,
             leases,
             bridge::is_router(folder),
         ))
@@ -282,7 +295,7 @@ impl Locked<'_> {
     /// Lets the machines of these leases, which are written down, through the walls; where those are not what they should
     /// be, they are put in place again.
     fn admit(&self, leases: &[&Lease]) -> Result<(), NetworkError> {
-        if !Uid::effective().is_root() {
+        if !Uid::effective().is_root() || !leases.iter().any(|lease| lease.is_walled()) {
             return Ok(());
         }
         let then = fs::read_to_string(self.networks.folder.join(RULES)).unwrap_or_default();
@@ -307,7 +320,7 @@ impl Locked<'_> {
 
     /// As [`apply`](Self::apply), for where there is something to take back.
     fn apply_if_rules_exist(&self) -> Result<(), NetworkError> {
-        match definition::all(&self.networks.folder)?.is_empty() {
+        match self.bridged()?.is_empty() {
             true if Uid::effective().is_root() => firewall::clear(),
             true => Ok(()),
             false => self.apply(),

@@ -21,16 +21,22 @@ use crate::{
     state_root,
 };
 
+const MACVLAN: &str = "macvlan";
+
 const CREATE_EXAMPLES: &str = "\
 Examples:
   pillbug network create app
   pillbug network create --ipv6 --subnet 10.9.0.0/24 --subnet fd00:9::/64 app
   pillbug network create --internal vault     no way out, and nobody to ask for outside names
+  pillbug network create -d macvlan -o parent=eth0 --subnet 192.168.0.0/24 --ip-range 192.168.0.192/27 lan
   pillbug run -d --name db --network app postgresql
   pillbug run --rm --network app client db    finds it by its name
 
 With root it is a bridge of the host's. Without, it is a process that starts with the first container and ends with the
-last; for the way out each container has a passt of its own.";
+last; for the way out each container has a passt of its own.
+
+Containers of a macvlan network (root only) are on the network of an interface of the host's, as hosts of their own: whoever
+is there reaches what they listen on. Its gateway is the first address of the subnet unless another is given.";
 
 const CONNECT_EXAMPLES: &str = "\
 Examples:
@@ -76,9 +82,12 @@ pub struct CreateArgs {
     /// Keep a label with the network
     #[arg(long, value_name = "NAME[=VALUE]")]
     label: Vec<String>,
-    /// What makes it; without root the same is a process
+    /// What makes it: bridge, which is a process without root, or macvlan
     #[arg(short, long, default_value = "bridge", value_parser = driver)]
     driver: String,
+    /// Option of the driver: parent=INTERFACE for macvlan
+    #[arg(short, long = "opt", value_name = "NAME=VALUE")]
+    options: Vec<String>,
     /// Its name
     name: String,
 }
@@ -169,7 +178,9 @@ fn create(networks: &Networks, arguments: CreateArgs) -> anyhow::Result<ExitCode
             IpAddr::V6(gateway) => Err(gateway),
         }))
         .context("of --gateway")?;
+    let parent = parent(&arguments.driver, &arguments.options)?;
     let created = networks.create(NewNetwork {
+        parent,
         name: arguments.name,
         subnet,
         gateway,
@@ -278,19 +289,36 @@ fn prune(networks: &Networks, arguments: &PruneArgs) -> anyhow::Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-/// The driver of a network that is made: there is one.
+/// The interface that a macvlan network is on; for other networks there is none.
+fn parent(driver: &str, options: &[String]) -> anyhow::Result<Option<String>> {
+    let mut parent = None;
+    for option in options {
+        match option.split_once('=') {
+            Some(("parent", name)) if driver == MACVLAN => parent = Some(name.to_owned()),
+            // The only one there is.
+            Some(("macvlan_mode", "bridge")) if driver == MACVLAN => {}
+            _ => bail!("driver {driver} has no option {option:?}"),
+        }
+    }
+    match driver == MACVLAN && parent.is_none() {
+        true => bail!("say whose network it is, with -o parent=INTERFACE"),
+        false => Ok(parent),
+    }
+}
+
+/// The driver of a network that is made.
 fn driver(text: &str) -> anyhow::Result<String> {
     match text {
-        "bridge" => Ok(text.into()),
+        "bridge" | MACVLAN => Ok(text.into()),
         "overlay" => bail!(
             "a network over several hosts is a cluster engine's: pillbug knows its own host alone"
         ),
-        "macvlan" | "ipvlan" => bail!(
-            "machines do not join the host's own network, where the walls around them would end: use bridge, and publish ports"
+        "ipvlan" => bail!(
+            "machines have MAC addresses of their own: use macvlan, or bridge and publish ports"
         ),
         "host" | "none" | "null" | "user" => {
             bail!("there is one of it already: say --network with it")
         }
-        _ => bail!("there is one driver, bridge"),
+        _ => bail!("there are two drivers, bridge and macvlan"),
     }
 }

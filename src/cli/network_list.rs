@@ -109,7 +109,7 @@ impl Filter {
         match self {
             Self::Id(start) => network.id.starts_with(start.as_str()),
             Self::Name(part) => network.name.contains(part.as_str()),
-            Self::Driver(driver) => driver == "bridge",
+            Self::Driver(driver) => driver == network.driver(),
             Self::Label(name, value) => network
                 .labels
                 .get(name)
@@ -161,7 +161,7 @@ fn line(network: &Definition, id: &str) -> Value {
     json!({
         "ID": id,
         "Name": network.name,
-        "Driver": "bridge",
+        "Driver": network.driver(),
         "Scope": "local",
         "IPv6": network.subnet6.is_some().to_string(),
         "Internal": network.internal.to_string(),
@@ -212,17 +212,21 @@ fn describe(network: &Definition, members: &[Lease]) -> Value {
         .subnet6
         .map(|subnet| json!({ "Subnet": subnet, "Gateway": network.gateway6 }));
     let config: Vec<Value> = std::iter::once(four).chain(six).collect();
+    let options = match &network.parent {
+        Some(parent) => json!({ "parent": parent }),
+        None => json!({ "bridge": network.bridge }),
+    };
     json!({
         "Name": network.name,
         "Id": network.id,
         "Created": Timestamp::try_from(network.created).unwrap_or_default().to_string(),
         "Scope": "local",
-        "Driver": "bridge",
+        "Driver": network.driver(),
         "EnableIPv6": network.subnet6.is_some(),
         "IPAM": { "Driver": "default", "Config": config },
         "Internal": network.internal,
         "Containers": containers,
-        "Options": { "bridge": network.bridge },
+        "Options": options,
         "Labels": network.labels,
     })
 }

@@ -20,6 +20,7 @@ use super::{
     error::NetworkError,
     forward::{Forwards, Receiver, Wanted},
     lease::{self, Held, Lease, Published},
+    macvlan,
     names::{Names, Scope},
     port::{self, Listener, Publish},
     proxy::{Machine, Proxy},
@@ -153,10 +154,15 @@ impl Locked<'_> {
             if request.host_gateway && !Uid::effective().is_root() {
                 return Err(NetworkError::NoGateway);
             }
-            if request.host_gateway && places.is_empty() && definition.internal {
+            let has_host = !definition.internal && definition.parent.is_none();
+            if request.host_gateway && places.is_empty() && !has_host {
                 return Err(NetworkError::NoGateway);
             }
-            let address = definition.choose(endpoint, leases)?;
+            let others = match definition.parent {
+                Some(_) => macvlan::host_addresses()?,
+                None => Vec::new(),
+            };
+            let address = definition.choose(endpoint, leases, &others)?;
             places.push((definition, address));
         }
         Ok(places)
@@ -237,6 +243,8 @@ impl Attachment {
                 // A way out is one of IPv4.
                 nic.gateways.retain(IpAddr::is_ipv4);
                 nic.mtu = user::MTU;
+            } else if let Some(parent) = &definition.parent {
+                macvlan::adapt(&mut nic, parent)?;
             }
             self.nics.push(nic);
             self.held.push(lease::hold(folder, lease)?);
@@ -255,16 +263,21 @@ impl Attachment {
         for (position, (definition, _)) in places.iter().enumerate() {
             links.push(match by_root {
                 true => {
-                    let tap = &self.held[position].lease().tap;
-                    let (link, udp_offload) = bridge::plug(definition, tap)?;
+                    let lease = self.held[position].lease();
+                    let (link, udp_offload) = match &definition.parent {
+                        Some(parent) => macvlan::plug(definition, parent, lease)?,
+                        None => bridge::plug(definition, &lease.tap)?,
+                    };
                     self.nics[position].tap = Some(udp_offload);
                     link
                 }
                 false => self.join(request, definition, position)?,
             });
         }
-        if let Some((_, addresses)) = places.first() {
-            self.publish(listeners, addresses.ip, !by_root)?;
+        if let Some((definition, addresses)) = places.first() {
+            // No host has a way to those that are on its own network by a macvtap device.
+            let by_agent = !by_root || definition.parent.is_some();
+            self.publish(listeners, addresses.ip, by_agent)?;
         }
         Ok(links)
     }
@@ -412,6 +425,7 @@ impl Drop for Attachment {
         // What cannot be taken back now is by the next command.
         if let Ok(locked) = self.networks.lock() {
             let leases: Vec<Lease> = self.held.iter().map(|held| held.lease().clone()).collect();
+            leases.iter().for_each(macvlan::unplug);
             for held in self.held.drain(..) {
                 held.release();
             }

@@ -65,7 +65,7 @@ pub fn ensure(network: &Definition, folder: &Path) -> Result<(), NetworkError> {
 }
 
 /// A setting of IPv6 for one interface; a kernel without IPv6 has none.
-fn set6(interface: &str, setting: &str, value: &str) -> io::Result<()> {
+pub fn set6(interface: &str, setting: &str, value: &str) -> io::Result<()> {
     fs::write(
         format!("/proc/sys/net/ipv6/conf/{interface}/{setting}"),
         value,

@@ -12,7 +12,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BRIDGE, Endpoint, NONE, Nic, USER, bridge, error::NetworkError, lease::Lease, resolver, subnet,
+    BRIDGE, Endpoint, NONE, Nic, USER, bridge, error::NetworkError, lease::Lease, macvlan,
+    resolver, subnet,
 };
 
 /// Longest name in bytes.
@@ -44,8 +45,11 @@ pub struct Definition {
     /// The host's of these.
     #[serde(default)]
     pub gateway6: Option<Ipv6Addr>,
-    /// The bridge.
+    /// The bridge, where it has one.
     pub bridge: String,
+    /// The interface of the host's whose network it is; else one of its own.
+    #[serde(default)]
+    pub parent: Option<String>,
     /// There is no way out.
     pub internal: bool,
     /// Its machines reach each other.
@@ -82,6 +86,8 @@ pub struct NewNetwork {
     pub gateway6: Option<Ipv6Addr>,
     /// There is to be no way out.
     pub internal: bool,
+    /// It is the network of this interface of the host's.
+    pub parent: Option<String>,
     /// User's own data.
     pub labels: BTreeMap<String, String>,
 }
@@ -103,20 +109,31 @@ impl Definition {
         self.id.get(..12).unwrap_or(&self.id)
     }
 
+    /// What makes it, as it is called for users.
+    #[must_use]
+    pub fn driver(&self) -> &'static str {
+        match self.parent {
+            Some(_) => "macvlan",
+            None => "bridge",
+        }
+    }
+
     /// Whether that is its name, or the start of its ID.
     #[must_use]
     pub fn is_called(&self, name: &str) -> bool {
         self.name == name || name.len() >= MIN_ID && self.id.starts_with(name)
     }
 
-    /// The addresses that are asked for, or else the first that nobody has.
+    /// The addresses that are asked for, or else the first that nobody has; none of `others`.
     pub(super) fn choose(
         &self,
         endpoint: &Endpoint,
         leases: &[Lease],
+        others: &[IpAddr],
     ) -> Result<Addresses, NetworkError> {
         let on_it = || leases.iter().filter(|lease| lease.network == self.name);
         let holder = |ip: IpAddr| on_it().find(|lease| lease.has(ip));
+        let is_free = |ip: IpAddr| holder(ip).is_none() && !others.contains(&ip);
         let range = self.ip_range.unwrap_or(self.subnet);
         let ip = match endpoint.ip {
             Some(ip) => ip,
@@ -125,7 +142,7 @@ impl Definition {
                 .hosts()
                 .skip_while(|ip| !range.contains(ip))
                 .take_while(|ip| range.contains(ip))
-                .find(|ip| *ip != self.gateway && holder((*ip).into()).is_none())
+                .find(|ip| *ip != self.gateway && is_free((*ip).into()))
                 .ok_or_else(|| NetworkError::Full(self.name.clone()))?,
         };
         let ip6 = match (endpoint.ip6, self.subnet6) {
@@ -140,9 +157,7 @@ impl Definition {
                     IpAddr::V4(_) => None,
                 });
                 free.find(|ip| {
-                    subnet.contains(ip)
-                        && Some(*ip) != self.gateway6
-                        && holder((*ip).into()).is_none()
+                    subnet.contains(ip) && Some(*ip) != self.gateway6 && is_free((*ip).into())
                 })
             }
         };
@@ -150,7 +165,7 @@ impl Definition {
             .into_iter()
             .flatten()
         {
-            if !self.gives(ip) {
+            if !self.gives(ip) || others.contains(&ip) {
                 return Err(NetworkError::Address {
                     ip,
                     network: self.name.clone(),
@@ -257,8 +272,12 @@ pub fn create(folder: &Path, new: NewNetwork) -> Result<Definition, NetworkError
     if others.iter().any(|other| other.name == new.name) {
         return Err(NetworkError::Exists(new.name));
     }
-    let mut taken = bridge::host_subnets()?;
-    taken.extend(subnet::of_networks(&others));
+    let mut taken = subnet::of_networks(&others);
+    match &new.parent {
+        // It is the host's network.
+        Some(parent) => macvlan::check(&new, parent)?,
+        None => taken.extend(bridge::host_subnets()?),
+    }
     let subnet = subnet::choose(new.subnet, &taken)?;
     let IpAddr::V4(gateway) = subnet::gateway(new.gateway.map(Into::into), subnet.into())? else {
         return Err(NetworkError::Subnet(subnet.to_string()));
@@ -278,7 +297,11 @@ pub fn create(folder: &Path, new: NewNetwork) -> Result<Definition, NetworkError
         (None, Some(given)) => return Err(NetworkError::Gateway(given.into())),
     };
     let definition = Definition {
-        bridge: free_bridge(&others),
+        bridge: match new.parent {
+            Some(_) => String::new(),
+            None => free_bridge(&others),
+        },
+        parent: new.parent,
         open: new.name != BRIDGE,
         id: random_id()?,
         created: SystemTime::now(),
@@ -365,6 +388,7 @@ pub fn example(name: &str, number: u8) -> Definition {
         subnet6: None,
         gateway6: None,
         bridge: format!("pillbug{number}"),
+        parent: None,
         internal: false,
         open: name != BRIDGE,
         labels: BTreeMap::new(),
@@ -388,7 +412,7 @@ mod tests {
             ip: ip.map(Into::into),
             ..Endpoint::default()
         };
-        let first = network.choose(&wanting(None), &leases).unwrap();
+        let first = network.choose(&wanting(None), &leases, &[]).unwrap();
         assert_eq!(first.ip, Ipv4Addr::new(10, 213, 1, 3));
         for (wanted, text) in [
             ([10, 213, 1, 2], "10.213.1.2 is taken by container \"db\""),
@@ -405,12 +429,14 @@ mod tests {
                 "10.213.2.9 is not an address that network \"web\" has to give",
             ),
         ] {
-            let error = network.choose(&wanting(Some(wanted)), &leases).unwrap_err();
+            let error = network
+                .choose(&wanting(Some(wanted)), &leases, &[])
+                .unwrap_err();
             assert_eq!(error.to_string(), text);
         }
         let full: Vec<_> = (2..255).map(|last| at([10, 213, 1, last])).collect();
         assert!(matches!(
-            network.choose(&wanting(None), &full),
+            network.choose(&wanting(None), &full, &[]),
             Err(NetworkError::Full(_))
         ));
 
@@ -420,12 +446,12 @@ mod tests {
             ip_range: Some("10.213.1.128/25".parse().unwrap()),
             ..network
         };
-        let first = both.choose(&wanting(None), &leases).unwrap();
+        let first = both.choose(&wanting(None), &leases, &[]).unwrap();
         assert_eq!(first.ip, Ipv4Addr::new(10, 213, 1, 128));
         assert_eq!(first.ip6, Some("fd00::80".parse().unwrap()));
         let mut taken = lease::example("six", "web", [10, 213, 1, 9]);
         taken.ip6 = first.ip6;
-        let second = both.choose(&wanting(None), &[taken]).unwrap();
+        let second = both.choose(&wanting(None), &[taken], &[]).unwrap();
         assert_eq!(second.ip6, Some("fd00::81".parse().unwrap()));
     }
 

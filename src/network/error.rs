@@ -86,6 +86,23 @@ pub enum NetworkError {
     Bridge { name: String, source: io::Error },
     #[error("cannot make the TAP device {name}")]
     Tap { name: String, source: io::Error },
+    #[error("interface {parent:?} cannot be the parent of a network")]
+    Parent { parent: String, source: io::Error },
+    #[error(
+        "a macvlan network needs the --subnet of its parent's network, for IPv6 too, and --ip-range for the part of it that \
+         nobody else there gives out"
+    )]
+    ParentSubnet,
+    #[error(
+        "a macvlan network is its parent's, with every way out that there is: it cannot be internal"
+    )]
+    InternalParent,
+    #[error("cannot make a macvtap device on {parent:?} for network {network:?}")]
+    Macvtap {
+        network: String,
+        parent: String,
+        source: io::Error,
+    },
     #[error("cannot run {program}: is it installed?")]
     Program {
         program: &'static str,

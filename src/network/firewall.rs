@@ -59,7 +59,7 @@ pub fn ruleset(networks: &[Definition], leases: &[Lease], is_router: bool) -> St
     let mut targets = Vec::new();
     let mut resolvers = Vec::new();
     let mut hosts = Vec::new();
-    for lease in leases.iter().filter(|lease| !lease.tap.is_empty()) {
+    for lease in leases.iter().filter(|lease| lease.is_walled()) {
         let mac = lease.mac.map(|byte| format!("{byte:02x}")).join(":");
         let pin = |address: String| format!("{:?} . {mac} . {address}", lease.tap);
         if let Some(ip) = lease.ip {

@@ -59,8 +59,11 @@ pub struct Lease {
     pub position: usize,
     /// The MAC address.
     pub mac: [u8; 6],
-    /// Name of the TAP device, on a bridge.
+    /// Name of the TAP device, on a bridge or an interface of the host's.
     pub tap: String,
+    /// That interface.
+    #[serde(default)]
+    pub parent: Option<String>,
     /// Name servers that it may ask, wherever they are.
     pub servers: Vec<Ipv4Addr>,
     /// It reaches the host at this address.
@@ -105,6 +108,7 @@ impl Lease {
             position,
             mac: endpoint.mac.unwrap_or(mac),
             tap: ip.map_or(String::new(), |_| tap_name(request.id)),
+            parent: place.and_then(|(network, _)| network.parent.clone()),
             servers: place.map_or(Vec::new(), |(network, _)| network.servers(request.dns)),
             host: place
                 .filter(|_| request.host_gateway && position == 0)
@@ -118,6 +122,11 @@ impl Lease {
     /// Whether that is its address.
     pub fn has(&self, ip: IpAddr) -> bool {
         self.ip.map(IpAddr::from) == Some(ip) || self.ip6.map(IpAddr::from) == Some(ip)
+    }
+
+    /// Whether it is on a bridge, behind rules of the firewall's.
+    pub fn is_walled(&self) -> bool {
+        !self.tap.is_empty() && self.parent.is_none()
     }
 
     /// Its addresses of IPv6, the link-local one included.
@@ -191,15 +200,18 @@ pub fn is_held(networks: &Path, lease: &Lease) -> bool {
     Flock::lock(file, FlockArg::LockSharedNonblock).is_err()
 }
 
-/// Removes the leases of the dead, and returns whether there were any. The caller holds the lock of all
-/// networks.
-pub fn sweep(folder: &Path) -> Result<bool, NetworkError> {
+/// Removes the leases of the dead, for each of which `clear` removes what stays of it, and returns whether there were any.
+/// The caller holds the lock of all networks.
+pub fn sweep(folder: &Path, clear: impl Fn(&Lease)) -> Result<bool, NetworkError> {
     let mut removed = false;
     for path in files(folder)? {
         let Ok(file) = File::open(&path) else {
             continue;
         };
         if Flock::lock(file, FlockArg::LockSharedNonblock).is_ok() {
+            if let Ok(lease) = read(&path) {
+                clear(&lease);
+            }
             fs::remove_file(&path).map_err(|source| NetworkError::State {
                 what: "remove",
                 path: path.clone(),
@@ -215,11 +227,6 @@ pub fn sweep(folder: &Path) -> Result<bool, NetworkError> {
 pub fn all(folder: &Path) -> Result<Vec<Lease>, NetworkError> {
     // One that goes meanwhile is not written down any more.
     let is_there = |read: &io::Result<Lease>| !matches!(read, Err(error) if error.kind() == io::ErrorKind::NotFound);
-    let read = |path: &PathBuf| -> io::Result<Lease> {
-        let mut text = Vec::new();
-        File::open(path)?.take(MAX_FILE).read_to_end(&mut text)?;
-        Ok(serde_json::from_slice(&text)?)
-    };
     files(folder)?
         .iter()
         .map(|path| (path, read(path)))
@@ -232,6 +239,12 @@ pub fn all(folder: &Path) -> Result<Vec<Lease>, NetworkError> {
             })
         })
         .collect()
+}
+
+fn read(path: &Path) -> io::Result<Lease> {
+    let mut text = Vec::new();
+    File::open(path)?.take(MAX_FILE).read_to_end(&mut text)?;
+    Ok(serde_json::from_slice(&text)?)
 }
 
 fn files(folder: &Path) -> Result<Vec<PathBuf>, NetworkError> {
@@ -263,6 +276,7 @@ pub fn example(name: &str, network: &str, ip: [u8; 4]) -> Lease {
         position: 0,
         mac: [2, 0x70, ip[0], ip[1], ip[2], ip[3]],
         tap: format!("pb-{name}"),
+        parent: None,
         servers: vec![],
         host: None,
         published: vec![],
@@ -284,10 +298,10 @@ mod tests {
         // A process that died while it wrote.
         fs::write(folder.path().join("leases/half.json"), "{\"id\":").unwrap();
 
-        assert!(sweep(folder.path()).unwrap());
+        assert!(sweep(folder.path(), |_| ()).unwrap());
 
         assert_eq!(all(folder.path()).unwrap(), [living.lease().clone()]);
-        assert!(!sweep(folder.path()).unwrap());
+        assert!(!sweep(folder.path(), |_| ()).unwrap());
         living.release();
         assert_eq!(all(folder.path()).unwrap(), []);
     }

@@ -13,8 +13,8 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
     link::{
-        InfoBridgePort, InfoKind, InfoPortData, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo,
-        LinkMessage,
+        InfoBridgePort, InfoData, InfoKind, InfoMacVtap, InfoPortData, InfoPortKind, LinkAttribute,
+        LinkFlags, LinkInfo, LinkMessage, MacVtapMode,
     },
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage},
 };
@@ -33,6 +33,28 @@ pub fn make_bridge(name: &str) -> io::Result<()> {
     ];
     let flags = NLM_F_CREATE | NLM_F_EXCL;
     ask(RouteNetlinkMessage::NewLink(bridge), flags)
+}
+
+/// Makes a macvtap device on the interface of that number, which is down.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn make_macvtap(name: &str, parent: u32, mac: [u8; 6]) -> io::Result<()> {
+    let mut device = LinkMessage::default();
+    device.attributes = vec![
+        LinkAttribute::IfName(name.into()),
+        LinkAttribute::Link(parent),
+        LinkAttribute::Address(mac.to_vec()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::MacVtap),
+            LinkInfo::Data(InfoData::MacVtap(vec![InfoMacVtap::Mode(
+                MacVtapMode::Bridge,
+            )])),
+        ]),
+    ];
+    let flags = NLM_F_CREATE | NLM_F_EXCL;
+    ask(RouteNetlinkMessage::NewLink(device), flags)
 }
 
 /// Gives an interface an address, which nobody else is asked about first.

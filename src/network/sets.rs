@@ -96,7 +96,7 @@ fn boundary(kind: u16) -> Vec<u8> {
 
 /// The parts of a key are padded to four bytes each.
 fn elements(lease: &Lease) -> Vec<Element> {
-    if lease.tap.is_empty() {
+    if !lease.is_walled() {
         return Vec::new();
     }
     let mut name = lease.tap.clone().into_bytes();
