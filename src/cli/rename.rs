@@ -4,7 +4,10 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::{container::state::Containers, state_root};
+use crate::{
+    container::{limits, state::Containers},
+    state_root,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,5 +28,7 @@ pub fn run(arguments: &RenameArgs) -> anyhow::Result<ExitCode> {
     let containers = Containers::open(&state_root::locate()?)?;
     let id = containers.find(&arguments.container)?;
     containers.rename(&id, &arguments.name)?;
+    // Its networks' others find it by that name at once.
+    limits::reload(&containers, &id)?;
     Ok(ExitCode::SUCCESS)
 }

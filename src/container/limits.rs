@@ -319,6 +319,15 @@ pub fn change(containers: &Containers, id: &Id, change: &Change) -> Result<Later
     }
     containers.change(id, |spec| apply(spec, change))?;
     containers.record_event(id, "update", &[]);
+    reload(containers, id)
+}
+
+/// Has a container that runs be what is written down of it, as far as it can before its next start.
+///
+/// # Errors
+///
+/// Where its supervisor cannot be told.
+pub fn reload(containers: &Containers, id: &Id) -> Result<Later, RunError> {
     let Some(mut session) = connect(containers, id, Request::Reload)? else {
         return Ok(Later::default());
     };

@@ -59,7 +59,7 @@ pub enum Request {
     Measure,
     /// Tell its processes.
     ListProcesses,
-    /// What the container may use was changed on disk: have it so.
+    /// What the container may use was changed on disk, or its name: have it so.
     Reload,
     /// End the virtual machine at once, whatever is lost; and tell.
     Kill,

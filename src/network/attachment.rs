@@ -367,6 +367,22 @@ impl Attachment {
         Ok(())
     }
 
+    /// Others find the machine by another name from now on.
+    ///
+    /// # Errors
+    ///
+    /// Where that cannot be written down; it has its old name then.
+    pub fn rename(&mut self, name: &str) -> Result<(), NetworkError> {
+        if self.held.iter().all(|held| held.lease().name == name) {
+            return Ok(());
+        }
+        let _locked = self.networks.lock()?;
+        for held in &mut self.held {
+            held.rename(&self.networks.folder, name)?;
+        }
+        Ok(())
+    }
+
     /// What is readable when there are connections to [take](Self::take_wanted).
     #[must_use]
     pub fn wanted(&self) -> Option<BorrowedFd<'_>> {

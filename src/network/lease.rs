@@ -151,6 +151,16 @@ impl Held {
         &self.lease
     }
 
+    /// Writes down that the container is called otherwise, in one step. The caller holds the lock of all networks.
+    pub fn rename(&mut self, folder: &Path, name: &str) -> Result<(), NetworkError> {
+        let lease = Lease {
+            name: name.into(),
+            ..self.lease.clone()
+        };
+        *self = write(folder, lease, true)?;
+        Ok(())
+    }
+
     /// Gives it back.
     pub fn release(self) {
         // What stays is a dead one's file, which the next sweep removes.
@@ -160,6 +170,11 @@ impl Held {
 
 /// Writes a lease down and locks it. The caller holds the lock of all networks.
 pub fn hold(folder: &Path, lease: Lease) -> Result<Held, NetworkError> {
+    write(folder, lease, false)
+}
+
+/// The same, where `again` says that there is one already, whose place it takes.
+fn write(folder: &Path, lease: Lease, again: bool) -> Result<Held, NetworkError> {
     let path = path(folder, &lease);
     let write = || -> io::Result<Flock<File>> {
         // Whoever finds it finds it whole, and locked.
@@ -167,7 +182,11 @@ pub fn hold(folder: &Path, lease: Lease) -> Result<Held, NetworkError> {
         let lock = Flock::lock(file.reopen()?, FlockArg::LockExclusiveNonblock)
             .map_err(|(_, error)| io::Error::from(error))?;
         serde_json::to_writer(&*lock, &lease)?;
-        file.persist_noclobber(&path).map_err(|error| error.error)?;
+        match again {
+            true => file.persist(&path),
+            false => file.persist_noclobber(&path),
+        }
+        .map_err(|error| error.error)?;
         Ok(lock)
     };
     let lock = write().map_err(|source| NetworkError::State {
@@ -291,7 +310,7 @@ mod tests {
     fn a51_the_lease_of_a_dead_process_is_swept_and_that_of_a_living_one_stays() {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("leases")).unwrap();
-        let living = hold(folder.path(), example("living", "bridge", [10, 0, 0, 2])).unwrap();
+        let mut living = hold(folder.path(), example("living", "bridge", [10, 0, 0, 2])).unwrap();
         let dead = hold(folder.path(), example("dead", "bridge", [10, 0, 0, 3])).unwrap();
         // As with kill -9: the lock goes, the file stays.
         drop(dead);
@@ -301,7 +320,9 @@ mod tests {
         assert!(sweep(folder.path(), |_| ()).unwrap());
 
         assert_eq!(all(folder.path()).unwrap(), [living.lease().clone()]);
+        living.rename(folder.path(), "renamed").unwrap();
         assert!(!sweep(folder.path(), |_| ()).unwrap());
+        assert_eq!(all(folder.path()).unwrap()[0].name, "renamed");
         living.release();
         assert_eq!(all(folder.path()).unwrap(), []);
     }

@@ -186,6 +186,13 @@ fn containers_of_a_network_find_each_other_by_name() {
         "{inside}"
     );
 
+    pillbug().args(["rename", "db", "data2"]).assert().success();
+    let found = exec("web", "getent ahostsv4 data2; getent ahostsv4 db");
+    // A line for each kind of socket.
+    assert_eq!(found.matches("10.77.0.77 ").count(), 3, "{found}");
+    assert!(found.starts_with("10.77.0.77 "), "{found}");
+    pillbug().args(["rename", "data2", "db"]).assert().success();
+
     let inspected = network(&[
         "inspect",
         "-f",

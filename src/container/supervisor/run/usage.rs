@@ -138,10 +138,14 @@ impl Run<'_> {
         self.supervisor.clients.send(client, &reply, &[]);
     }
 
-    /// What the container may use was changed on disk.
+    /// What the container may use was changed on disk, or its name.
     pub(super) fn reload(&mut self, client: u32) -> Result<(), RunError> {
         self.supervisor.container.reload()?;
         let spec = self.supervisor.container.spec().clone();
+        if let Some(attachment) = &mut self.attachment {
+            // Where that cannot be written down, it is found by its old name until its next start.
+            let _ = attachment.rename(&spec.name);
+        }
         let machine = &spec.machine;
         let nano_cpus = machine.cpus.throttle(self.booted.vcpus);
         self.sandbox.tell(&Command::Throttle { nano_cpus })?;
