@@ -1,6 +1,7 @@
 //! Networks: who reaches whom, by which name, and what is left afterwards. The host has another one beside it: a network
 //! namespace with addresses that a machine may reach and some that it may not.
 
+mod database;
 mod macvlan;
 mod rootless;
 mod world;
