@@ -91,13 +91,14 @@ share job "$job/share" ''
 [ -z "$folder" ] || share write "$folder" ''
 
 # QEMU writes through `cat`, since it would truncate a file. One processor: with two, the lab host
-# crashed once in three runs under QEMU 7.2. The outer setpriv ends QEMU with this script, however
-# that ends.
+# crashed once in three runs under QEMU 7.2. Code of each guest is translated apart: in the 1 GiB that
+# QEMU takes for that, some sixty guests make it begin all over again and again. The outer setpriv ends
+# QEMU with this script, however that ends.
 exec 3> >(cat); out=$!
 exec 4> >(cat >&2); err=$!
 setpriv --pdeathsig TERM timeout --foreground "$limit" setpriv --pdeathsig KILL \
   qemu-system-x86_64 -M microvm,acpi=off,x-option-roms=off,isa-serial=on \
-  -accel tcg "${clock[@]}" -cpu max -smp 1 -m "$memory" -nodefaults -no-user-config -display none -no-reboot \
+  -accel tcg,tb-size=2047 "${clock[@]}" -cpu max -smp 1 -m "$memory" -nodefaults -no-user-config -display none -no-reboot \
   -kernel "$kernel" -initrd "$job/initramfs" \
   -append "console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on tsc=reliable no_timer_check tsc_early_khz=$tsc_khz" \
   -serial "file:$job/console" "${shares[@]}" -device virtio-serial-device,id=streams \
