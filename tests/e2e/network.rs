@@ -346,7 +346,9 @@ fn a63_published_ports_are_private_unless_asked_for_and_a59_stay_so_when_rules_a
 fn a51_nothing_is_left_of_many_at_once_and_of_the_killed() {
     let _world = World::new();
     network(&["create", "busy", "--subnet", "10.79.0.0/24"]);
-    let starts: Vec<_> = (0..6)
+    let mounts = || fs::read_to_string("/proc/mounts").expect("/proc is mounted");
+    let before = mounts();
+    let starts: Vec<_> = (0..50)
         .map(|number| {
             thread::spawn(move || {
                 let name = format!("many{number}");
@@ -354,7 +356,7 @@ fn a51_nothing_is_left_of_many_at_once_and_of_the_killed() {
                 pillbug()
                     .args(["run", "--rm", "--name", &name, "--network", network])
                     .args(["-m", "64m", "busybox", "true"])
-                    .timeout(std::time::Duration::from_secs(300))
+                    .timeout(Duration::from_secs(1500))
                     .assert()
                     .success();
             })
@@ -364,6 +366,9 @@ fn a51_nothing_is_left_of_many_at_once_and_of_the_killed() {
         start.join().expect("it started");
     }
     nothing_is_left();
+    world::wait_for_end(&processes());
+    assert_eq!(mounts(), before);
+    assert_eq!(told(&["ps", "-aq"]), "");
 
     start(
         "victim",

@@ -59,7 +59,7 @@ impl User {
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("PILLBUG_ROOT", Path::new(HOME).join("state"))
             .env("PILLBUG_KERNEL", Path::new(HOME).join("vmlinux"))
-            .timeout(Duration::from_secs(300));
+            .timeout(Duration::from_secs(600));
         command
     }
 
@@ -320,7 +320,7 @@ fn a51_nothing_is_left_of_many_at_once_without_root() {
     let _world = World::new();
     let user = User::new();
     user.does(&["network", "create", "busy"]);
-    let starts: Vec<_> = (0..6)
+    let starts: Vec<_> = (0..10)
         .map(|number| {
             thread::spawn(move || {
                 let name = format!("many{number}");
