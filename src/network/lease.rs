@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read},
+    io::{self, Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
 };
@@ -181,7 +181,7 @@ fn write(folder: &Path, lease: Lease, again: bool) -> Result<Held, NetworkError>
         let file = tempfile::NamedTempFile::new_in(folder)?;
         let lock = Flock::lock(file.reopen()?, FlockArg::LockExclusiveNonblock)
             .map_err(|(_, error)| io::Error::from(error))?;
-        serde_json::to_writer(&*lock, &lease)?;
+        (&*lock).write_all(&serde_json::to_vec(&lease)?)?;
         match again {
             true => file.persist(&path),
             false => file.persist_noclobber(&path),

@@ -91,7 +91,11 @@ pub fn add_address(name: &str, address: IpAddr, prefix: u8) -> io::Result<()> {
 ///
 /// The kernel's.
 pub fn bring_up(name: &str) -> io::Result<()> {
-    ask(RouteNetlinkMessage::NewLink(up(name)?), 0)
+    let mut link = LinkMessage::default();
+    link.header.index = if_nametoindex(name)?;
+    link.header.flags = LinkFlags::Up;
+    link.header.change_mask = LinkFlags::Up;
+    ask(RouteNetlinkMessage::NewLink(link), 0)
 }
 
 /// Connects an interface to a bridge; `isolated` keeps it from others that are isolated.
@@ -103,15 +107,22 @@ pub fn plug(name: &str, bridge: &str, isolated: bool) -> io::Result<()> {
     let mut port = LinkMessage::default();
     port.header.index = if_nametoindex(name)?;
     port.attributes = vec![LinkAttribute::Controller(if_nametoindex(bridge)?)];
-    ask(RouteNetlinkMessage::NewLink(port), 0)?;
-    let mut port = up(name)?;
-    port.attributes = vec![LinkAttribute::LinkInfo(vec![
+    // It is up when it is all that it should be, and not before.
+    let mut up = LinkMessage::default();
+    up.header.index = port.header.index;
+    up.header.flags = LinkFlags::Up;
+    up.header.change_mask = LinkFlags::Up;
+    up.attributes = vec![LinkAttribute::LinkInfo(vec![
         LinkInfo::PortKind(InfoPortKind::Bridge),
         LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::Isolated(
             isolated,
         )])),
     ])];
-    ask(RouteNetlinkMessage::NewLink(port), 0)
+    let both = [
+        serialized(RouteNetlinkMessage::NewLink(port), 0),
+        serialized(RouteNetlinkMessage::NewLink(up), NLM_F_ACK),
+    ];
+    Netlink::open(Part::Route)?.ask(&both.concat())
 }
 
 /// Removes an interface.
@@ -164,14 +175,6 @@ pub fn default_route() -> io::Result<Option<(String, Ipv4Addr)>> {
     };
     let name = if_indextoname(index)?;
     Ok(Some((name.to_string_lossy().into_owned(), router)))
-}
-
-fn up(name: &str) -> io::Result<LinkMessage> {
-    let mut link = LinkMessage::default();
-    link.header.index = if_nametoindex(name)?;
-    link.header.flags = LinkFlags::Up;
-    link.header.change_mask = LinkFlags::Up;
-    Ok(link)
 }
 
 fn ask(message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! What a machine adds to the walls, told to the kernel without a program: elements of the sets in our tables
 //! (linux/netfilter/nf_tables.h). And whether the rules are still the ones that were put there.
 
-use std::io;
+use std::{io, thread};
 
 use netlink::{Message, Netlink, Part};
 use sha2::{Digest, Sha256};
@@ -55,8 +55,21 @@ fn change(kind: u16, leases: &[&Lease]) -> io::Result<()> {
     let elements: Vec<Element> = leases.iter().flat_map(|lease| elements(lease)).collect();
     match elements.is_empty() {
         true => Ok(()),
-        false => Netlink::open(Part::Netfilter)?.ask(&transaction(kind, &elements)),
+        false => {
+            let netlink = Netlink::open(Part::Netfilter)?;
+            let changed = netlink.ask(&transaction(kind, &elements));
+            close_aside(netlink);
+            changed
+        }
     }
+}
+
+/// Lets go of a connection over which something was removed. The kernel frees that when nobody can look at it any more,
+/// and keeps who closes the connection waiting until then, for some ten milliseconds.
+fn close_aside(netlink: Netlink) {
+    let aside = thread::Builder::new().name("netlink".into());
+    // Without a thread it is closed here.
+    let _ = aside.spawn(move || drop(netlink));
 }
 
 /// All changes or none, of which the last is acknowledged.
