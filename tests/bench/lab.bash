@@ -13,19 +13,24 @@ prepare() { # store, image...
   echo "commit $(git rev-parse --short HEAD)"
 }
 
-# In the lab: pillbug, its kernel and store, and programs of peers with their libraries, in RAM, so that nothing measured
-# waits for the shared file system. Goes there.
+# In the lab: pillbug, its kernel and store, and programs of peers, in RAM, with all that these read when they start in its
+# place: a process without an environment, as the VMM's is, would find libraries in the shared file system otherwise, and what
+# is measured would wait for that. Goes there.
 settle() { # peer...
-  local here=/run/bench program
+  local here=/run/bench program file
   mkdir -p $here/lib
   cp target/release/pillbug "$PILLBUG_KERNEL" $here
   cp -r "$PILLBUG_ROOT" $here/root
   for program in $here/pillbug $(command -v "$@" || true); do
     cp -n "$program" $here
     # A static one has none.
-    { ldd "$program" 2>/dev/null || true; } | sed -n 's/.*[[:space:]]\(\/[^ ]*\) .*/\1/p' | xargs -r cp -nLt $here/lib
+    { ldd "$program" 2>/dev/null || true; } | sed -n 's/.*[[:space:]]\(\/[^ ]*\) .*/\1/p'
+  done | sort -u > $here/libraries
+  for file in $(cat $here/libraries) /etc/ld.so.cache /etc/resolv.conf; do
+    cp -nL "$file" $here/lib
+    mount --bind "$here/lib/${file##*/}" "$file"
   done
-  export PATH=$here:$PATH LD_LIBRARY_PATH=$here/lib TMPDIR=/run PILLBUG_ROOT=$here/root PILLBUG_KERNEL=$here/vmlinux
+  export PATH=$here:$PATH TMPDIR=/run PILLBUG_ROOT=$here/root PILLBUG_KERNEL=$here/vmlinux
   cd $here
 }
 
@@ -40,7 +45,7 @@ microvm() { # init script, option...
   printf '#!/bin/sh\n/bin/busybox --install -s /bin\nmount -t proc proc /proc\nmount -t devtmpfs dev /dev\n%s\nreboot -f\n' "$1" > $root/init
   chmod +x $root/init
   (cd $root && find . | busybox cpio -o -H newc 2> /dev/null) > /run/microvm.cpio
-  env -u LD_LIBRARY_PATH qemu-system-x86_64 -M microvm,accel=kvm,pit=off,pic=off,rtc=off,acpi=off,memory-backend=memory -cpu host -smp 1 -m 256 \
+  qemu-system-x86_64 -M microvm,accel=kvm,pit=off,pic=off,rtc=off,acpi=off,memory-backend=memory -cpu host -smp 1 -m 256 \
     -object memory-backend-memfd,id=memory,size=256M,share=on -nodefaults -no-user-config -global virtio-mmio.force-legacy=false -display none -no-reboot -serial stdio \
     -kernel "$PILLBUG_KERNEL" -initrd /run/microvm.cpio -append "console=ttyS0 quiet reboot=t panic=-1" "${@:2}" < /dev/null | tr -d '\r'
 }

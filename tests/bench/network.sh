@@ -1,6 +1,6 @@
 #!/bin/bash
 # Networks measured in the lab, on the instruction clock: TCP streams and echo requests beside a microvm of QEMU's on
-# a TAP device and a bridge of the same kind (vhost-net off) with the same guest kernel; requests to a published port; and
+# a TAP device and a bridge of the same kind, without vhost-net and with it, with the same guest kernel; requests to a published port; and
 # what the default network costs a start.
 #
 #   network.sh [RUNS [MIB]]     10 runs of each, streams of 64 MiB
@@ -34,7 +34,7 @@ pings() { awk -v name="$1" '$1 == "PING" && $2 > 1 { print name, $3 * 1000 }'; }
 
 in_lab() { # runs, MiB
   local runs=$1 mib=$2 here=$PWD/tests/bench
-  settle busybox
+  settle busybox nft
   cp "$here/stream.py" .
   pillbug run -d --name bench --add-host host:host-gateway busybox sleep 1000000 > /dev/null
   host=$(pillbug exec bench awk '$2 == "host" { print $1 }' /etc/hosts)
@@ -51,16 +51,12 @@ in_lab() { # runs, MiB
   ip link set bench up
   ip tuntap add tap-bench mode tap vnet_hdr
   ip link set tap-bench master bench up
-  python3 stream.py 10.99.0.1 qemu machine "$mib" > qemu.streams & peer=$!
-  listening 10.99.0.1:9002
-  (until pidof qemu-system-x86_64 > machine; do sleep 0.1; done) &
-  microvm "ip link set lo up; ip addr add 10.99.0.2/24 dev eth0; ip link set eth0 up; host=10.99.0.1 runs=$runs mib=$mib; $work" \
-    -netdev tap,id=net,ifname=tap-bench,script=no,downscript=no,vhost=off -device virtio-net-device,netdev=net > qemu.pings
-  kill $peer
+  microvm_streams qemu off
+  microvm_streams qemu-vhost on
   printf '\none TCP stream of %d MiB\n' "$mib"
-  cat pillbug.streams qemu.streams | rates
+  cat ./*.streams | rates
   printf '\necho request to the host\n'
-  { pings pillbug < pillbug.pings; pings qemu < qemu.pings; } | summary
+  for peer in pillbug qemu qemu-vhost; do pings $peer < $peer.pings; done | summary
 
   printf '\none connection, one line there and back\n'
   pillbug run -d --name bench -p 127.0.0.1:8080:80 busybox nc -ll -p 80 -e cat > /dev/null 2>&1
@@ -77,11 +73,24 @@ in_lab() { # runs, MiB
   printf '\nstart of busybox true, from the command to its end, and to the first byte from its network\n'
   for ((run = -2; run < runs; run++)); do
     {
+      # What the start before left behind is cleared away.
+      sleep 1
       timed none pillbug run --rm --network none -m 256m busybox true
+      sleep 1
       timed default pillbug run --rm -m 256m busybox true
+      sleep 1
       timed first-byte first_byte
     } | unless_warming $run
   done | summary
+}
+
+microvm_streams() { # name, whether by vhost-net
+  python3 stream.py 10.99.0.1 "$1" machine "$mib" > "$1.streams" & peer=$!
+  listening 10.99.0.1:9002
+  (until pidof qemu-system-x86_64 > machine; do sleep 0.1; done) &
+  microvm "ip link set lo up; ip addr add 10.99.0.2/24 dev eth0; ip link set eth0 up; host=10.99.0.1 runs=$runs mib=$mib; $work" \
+    -netdev "tap,id=net,ifname=tap-bench,script=no,downscript=no,vhost=$2" -device virtio-net-device,netdev=net > "$1.pings"
+  kill $peer
 }
 
 listening() { # address:port
