@@ -98,6 +98,18 @@ pub fn bring_up(name: &str) -> io::Result<()> {
     ask(RouteNetlinkMessage::NewLink(link), 0)
 }
 
+/// Brings an interface up that takes what is for any group: which ones it is in is known at its other end only.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn bring_up_for_groups(name: &str) -> io::Result<()> {
+    let mut link = up(name)?;
+    link.header.flags |= LinkFlags::Allmulti;
+    link.header.change_mask |= LinkFlags::Allmulti;
+    ask(RouteNetlinkMessage::NewLink(link), 0)
+}
+
 /// Connects an interface to a bridge; `isolated` keeps it from others that are isolated.
 ///
 /// # Errors

@@ -105,7 +105,7 @@ pub fn plug(
         let path = format!("/dev/tap{}", if_nametoindex(name)?);
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let udp_offload = vmm::virtio::net::tap::create(&file, name)?;
-        link::bring_up(name)?;
+        link::bring_up_for_groups(name)?;
         Ok((file, udp_offload))
     };
     let (file, udp_offload) = make().map_err(|source| NetworkError::Macvtap {

@@ -1,7 +1,7 @@
 //! Networks of the host's interfaces, which containers are hosts of.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     path::Path,
 };
 
@@ -14,6 +14,7 @@ use crate::command::{pillbug, processes};
 #[test]
 fn a20_a_macvlan_network_is_that_of_its_parent_where_a_container_is_nobody_but_itself() {
     let world = World::new();
+    world::host("ip -n outside addr add fd00:113::2/64 dev out1 nodad");
     for server in ["203.0.113.2", "198.51.100.9", "169.254.169.254"] {
         let listener = world.outside(move || TcpListener::bind((server, 80)).expect("it is free"));
         world::greet(listener);
@@ -28,7 +29,8 @@ fn a20_a_macvlan_network_is_that_of_its_parent_where_a_container_is_nobody_but_i
         .stderr(contains("\"nowhere\" cannot be the parent"));
     let subnet = ["--subnet", "203.0.113.0/24", "--gateway", "203.0.113.2"];
     let range = ["--ip-range", "203.0.113.64/26", "lan"];
-    network(&[&create[1..], &["parent=out0"], &subnet, &range].concat());
+    let six = ["--subnet", "fd00:113::/64", "--gateway", "fd00:113::2"];
+    network(&[&create[1..], &["parent=out0"], &subnet, &six, &range].concat());
 
     let serve = ["busybox", "sh", "-c", SERVER];
     start(
@@ -54,8 +56,11 @@ fn a20_a_macvlan_network_is_that_of_its_parent_where_a_container_is_nobody_but_i
     );
     assert_eq!(seen, "203.0.113.2\n198.51.100.9\npeer\n");
     let peer = SocketAddr::from((Ipv4Addr::new(203, 0, 113, 64), 80));
-    let found = world.outside(move || greeting(peer));
-    assert_eq!(found.expect("it is a host there"), "hello\n");
+    let six = SocketAddr::from((Ipv6Addr::new(0xfd00, 0x113, 0, 0, 0, 0, 0, 0x40), 80));
+    for at in [peer, six] {
+        let found = world.outside(move || greeting(at));
+        assert_eq!(found.expect("it is a host there"), "hello\n", "{at}");
+    }
     let published = greeting((Ipv4Addr::LOCALHOST, 18110).into());
     assert_eq!(published.expect("it answers"), "hello\n");
 
