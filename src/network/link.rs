@@ -91,10 +91,7 @@ pub fn add_address(name: &str, address: IpAddr, prefix: u8) -> io::Result<()> {
 ///
 /// The kernel's.
 pub fn bring_up(name: &str) -> io::Result<()> {
-    let mut link = LinkMessage::default();
-    link.header.index = if_nametoindex(name)?;
-    link.header.flags = LinkFlags::Up;
-    link.header.change_mask = LinkFlags::Up;
+    let link = up(if_nametoindex(name)?);
     ask(RouteNetlinkMessage::NewLink(link), 0)
 }
 
@@ -104,7 +101,7 @@ pub fn bring_up(name: &str) -> io::Result<()> {
 ///
 /// The kernel's.
 pub fn bring_up_for_groups(name: &str) -> io::Result<()> {
-    let mut link = up(name)?;
+    let mut link = up(if_nametoindex(name)?);
     link.header.flags |= LinkFlags::Allmulti;
     link.header.change_mask |= LinkFlags::Allmulti;
     ask(RouteNetlinkMessage::NewLink(link), 0)
@@ -120,10 +117,7 @@ pub fn plug(name: &str, bridge: &str, isolated: bool) -> io::Result<()> {
     port.header.index = if_nametoindex(name)?;
     port.attributes = vec![LinkAttribute::Controller(if_nametoindex(bridge)?)];
     // It is up when it is all that it should be, and not before.
-    let mut up = LinkMessage::default();
-    up.header.index = port.header.index;
-    up.header.flags = LinkFlags::Up;
-    up.header.change_mask = LinkFlags::Up;
+    let mut up = up(port.header.index);
     up.attributes = vec![LinkAttribute::LinkInfo(vec![
         LinkInfo::PortKind(InfoPortKind::Bridge),
         LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::Isolated(
@@ -187,6 +181,15 @@ pub fn default_route() -> io::Result<Option<(String, Ipv4Addr)>> {
     };
     let name = if_indextoname(index)?;
     Ok(Some((name.to_string_lossy().into_owned(), router)))
+}
+
+/// An interface that is to be up.
+fn up(index: u32) -> LinkMessage {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link.header.flags = LinkFlags::Up;
+    link.header.change_mask = LinkFlags::Up;
+    link
 }
 
 fn ask(message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
