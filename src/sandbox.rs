@@ -233,13 +233,13 @@ impl Sandbox {
         }
     }
 
-    /// Waits for the next event, and returns it. A VMM process that dies without a word has
+    /// The next event that has arrived, without waiting for one. A VMM process that dies without a word has
     /// [`Ending::Killed`], [`Ending::HostOom`] or [`Ending::HostError`] as its last one.
     ///
     /// # Errors
     ///
     /// Where the VMM process breaks the protocol; the sandbox is of no use then.
-    pub fn next_event(&mut self) -> Result<SandboxEvent, SandboxError> {
+    pub fn next_event(&mut self) -> Result<Option<SandboxEvent>, SandboxError> {
         let mut bytes = vec![0; MAX_EVENT];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -248,14 +248,15 @@ impl Sandbox {
                 &self.control,
                 &mut [IoSliceMut::new(&mut bytes)],
                 &mut ancillary,
-                RecvFlags::CMSG_CLOEXEC,
+                RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
             )
         });
         let length = match received {
             Ok(message) if message.bytes > 0 => message.bytes,
             Ok(_) | Err(rustix::io::Errno::CONNRESET) => {
-                return Ok(SandboxEvent::Ended(self.unexplained_ending()?));
+                return Ok(Some(SandboxEvent::Ended(self.unexplained_ending()?)));
             }
+            Err(rustix::io::Errno::AGAIN) => return Ok(None),
             Err(error) => return Err(SandboxError::Listen(error.into())),
         };
         let descriptor = ancillary.drain().find_map(|message| match message {
@@ -263,7 +264,7 @@ impl Sandbox {
             _ => None,
         });
         let event = serde_json::from_slice(&bytes[..length]).map_err(SandboxError::Event)?;
-        Ok(match (event, descriptor) {
+        Ok(Some(match (event, descriptor) {
             (
                 Event::Running {
                     process_started_ns,
@@ -285,7 +286,7 @@ impl Sandbox {
             }
             (Event::Counters(counters), _) => SandboxEvent::Counters(counters),
             (Event::Ended(ending), _) => SandboxEvent::Ended(ending),
-        })
+        }))
     }
 
     /// Lets the VMM process run on these processors of the host only.
@@ -494,4 +495,36 @@ fn append(path: &PathBuf) -> Result<File, SandboxError> {
             path: path.clone(),
             source,
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+
+    #[test]
+    fn an_event_is_never_waited_for() {
+        let pair = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        );
+        let (control, vmm_end) = pair.unwrap();
+        let vmm = std::process::Command::new("sleep").arg("1000").spawn();
+        let vmm = vmm.unwrap();
+        let mut sandbox = Sandbox {
+            vmm_pid: vmm.id(),
+            vmm: Some(vmm),
+            control,
+            shares: None,
+        };
+        assert!(sandbox.next_event().unwrap().is_none());
+        let event = serde_json::to_vec(&Event::Ended(Ending::PowerOff)).unwrap();
+        send(&vmm_end, &event, SendFlags::empty()).unwrap();
+        let event = sandbox.next_event().unwrap();
+        assert!(matches!(event, Some(SandboxEvent::Ended(Ending::PowerOff))));
+        assert!(sandbox.next_event().unwrap().is_none());
+    }
 }

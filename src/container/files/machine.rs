@@ -224,15 +224,15 @@ impl Machine {
             }
             if ready.sandbox {
                 match self.sandbox.next_event()? {
-                    SandboxEvent::Connected {
+                    Some(SandboxEvent::Connected {
                         port: protocol::STREAM_PORT,
                         stream,
-                    } => unknown.add(stream).map_err(RunError::Streams)?,
-                    SandboxEvent::Connected {
+                    }) => unknown.add(stream).map_err(RunError::Streams)?,
+                    Some(SandboxEvent::Connected {
                         port: protocol::CONTROL_PORT,
                         stream,
-                    } if self.agent.is_none() => self.agent = Some(AgentClient::new(stream)?),
-                    SandboxEvent::Ended(ending) => return Ok(Heard::Ended(ending)),
+                    }) if self.agent.is_none() => self.agent = Some(AgentClient::new(stream)?),
+                    Some(SandboxEvent::Ended(ending)) => return Ok(Heard::Ended(ending)),
                     _ => {}
                 }
             }

@@ -1,9 +1,5 @@
 //! What the machine and the agent say.
 
-use nix::{
-    errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-};
 use protocol::{AgentMessage, Exit, HostMessage, ProcessId, Stdio};
 use vmm::Ending;
 
@@ -22,10 +18,7 @@ use crate::{
     network::names::Transport,
     sandbox::SandboxEvent,
 };
-use std::{
-    os::{fd::AsFd, unix::net::UnixStream},
-    time::Instant,
-};
+use std::{os::unix::net::UnixStream, time::Instant};
 
 impl Run<'_> {
     pub(super) fn hear_agent(&mut self) -> Result<(), RunError> {
@@ -273,20 +266,16 @@ impl Run<'_> {
 
     /// Takes in what the machine has said so far, without waiting.
     pub(super) fn hear_sandbox_now(&mut self) -> Result<(), RunError> {
-        while !self.gone {
-            let mut watched = [PollFd::new(self.sandbox.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut watched, PollTimeout::ZERO) {
-                Ok(0) => return Ok(()),
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(error) => return Err(RunError::Streams(error.into())),
-            }
-            self.hear_sandbox()?;
-        }
+        while !self.gone && self.hear_sandbox()? {}
         Ok(())
     }
 
-    pub(super) fn hear_sandbox(&mut self) -> Result<(), RunError> {
-        match self.sandbox.next_event()? {
+    /// Takes in the next thing that it has said; `false` where there is none.
+    pub(super) fn hear_sandbox(&mut self) -> Result<bool, RunError> {
+        let Some(event) = self.sandbox.next_event()? else {
+            return Ok(false);
+        };
+        match event {
             SandboxEvent::Running {
                 process_started_ns,
                 built_ns,
@@ -320,9 +309,9 @@ impl Run<'_> {
             // Only the first control connection is the agent's: it is there before any other program.
             SandboxEvent::Connected { .. } => {}
             SandboxEvent::Counters(counters) => self.hear_counters(counters),
-            SandboxEvent::Ended(ending) => return self.end(ending),
+            SandboxEvent::Ended(ending) => self.end(ending)?,
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Answers the agent's questions for names, where there is anybody to ask; else it is closed.
