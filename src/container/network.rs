@@ -130,7 +130,7 @@ pub struct Connection {
 
 impl NetworkSpec {
     /// Connects a machine for the container called `id` and `name`; `None` without a network. `log` is
-    /// for what helpers have to say.
+    /// for what helpers have to say; `vcpus` are the machine's processors.
     ///
     /// # Errors
     ///
@@ -141,6 +141,7 @@ impl NetworkSpec {
         id: &str,
         name: &str,
         log: &Path,
+        vcpus: u8,
     ) -> Result<Option<Connection>, NetworkError> {
         if self.endpoints.iter().all(|one| one.network == NONE) {
             return Ok(None);
@@ -151,6 +152,7 @@ impl NetworkSpec {
             name,
             dns: &self.dns,
             host_gateway: self.host_gateway,
+            vcpus,
             publish: &self.publish,
             log,
         })?;
@@ -192,8 +194,8 @@ impl Connection {
 
 fn device(nic: &Nic) -> NetConfig {
     NetConfig {
-        // Filled in where the link has its place.
-        descriptor: DescriptorIndex(0),
+        // Filled in where the links have their places.
+        descriptors: vec![DescriptorIndex(0); nic.queues],
         link: match nic.tap {
             Some(udp_offload) => NetLink::Tap { udp_offload },
             None => NetLink::Stream,
@@ -229,6 +231,7 @@ mod tests {
     fn device_and_guest_have_the_same_address() {
         let nic = Nic {
             tap: Some(true),
+            queues: 2,
             mac: [2, 0, 0, 0, 0, 1],
             addresses: vec![([10, 0, 0, 2].into(), 24)],
             gateways: vec![[10, 0, 0, 1].into()],
@@ -240,6 +243,7 @@ mod tests {
         assert_eq!(device.sources, [interface.addresses[0].ip]);
         assert_eq!(device.link, NetLink::Tap { udp_offload: true });
         assert_eq!(device.denied[0].prefix, 8);
+        assert_eq!(device.descriptors.len(), 2);
         assert_eq!(interface.gateways, [std::net::IpAddr::from([10, 0, 0, 1])]);
     }
 }

@@ -348,6 +348,7 @@ impl Supervisor {
             spec.id.as_str(),
             &spec.name,
             &self.container.folder().join(LOG),
+            sandbox.vcpus,
         )?;
         let (links, attachment) = match connection {
             Some(connection) => {

@@ -13,6 +13,7 @@ use std::{
 
 use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
+use vmm::virtio::net::MAX_PAIRS;
 
 use super::{
     ALONE, HOST, Locked, Networks, bridge,
@@ -27,6 +28,9 @@ use super::{
     switch::{self, Member, Membership},
     user::{self, Guest},
 };
+
+/// Queues of all TAP devices of a machine together, where each has more than one.
+const MOST_QUEUES: usize = 64;
 
 /// A place on a network, as it was asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +60,8 @@ pub struct Request<'a> {
     pub dns: &'a [Ipv4Addr],
     /// It reaches the host, at the first network's gateway.
     pub host_gateway: bool,
+    /// Processors of the machine: as many queues has a device that can have several.
+    pub vcpus: u8,
     /// Ports to publish.
     pub publish: &'a [Publish],
     /// File for what passt has to say.
@@ -67,6 +73,8 @@ pub struct Request<'a> {
 pub struct Nic {
     /// Whether frames pass a TAP device (and whether that segments UDP) or a stream.
     pub tap: Option<bool>,
+    /// How many descriptors there are of it: queues of the TAP device, or the one stream.
+    pub queues: usize,
     /// MAC address of the guest.
     pub mac: [u8; 6],
     /// Its addresses, and the bits that the subnet of each shares.
@@ -100,7 +108,8 @@ pub struct Attachment {
 }
 
 impl Networks {
-    /// Connects a machine. The descriptors are for its devices, and to be kept by nobody else.
+    /// Connects a machine. The descriptors are for its devices, [so many](Nic::queues) for each in their order, and to be kept
+    /// by nobody else.
     ///
     /// # Errors
     ///
@@ -260,19 +269,23 @@ impl Attachment {
         // The rules come before the devices that they wall in.
         locked.admit(&self.leases())?;
         let mut links = Vec::new();
+        let queues = queues(request.vcpus, places.len());
         for (position, (definition, _)) in places.iter().enumerate() {
-            links.push(match by_root {
-                true => {
-                    let lease = self.held[position].lease();
-                    let (link, udp_offload) = match &definition.parent {
-                        Some(parent) => macvlan::plug(definition, parent, lease)?,
-                        None => bridge::plug(definition, &lease.tap)?,
-                    };
-                    self.nics[position].tap = Some(udp_offload);
-                    link
+            if !by_root {
+                links.push(self.join(request, definition, position)?);
+                continue;
+            }
+            let lease = self.held[position].lease();
+            let (opened, udp_offload) = match &definition.parent {
+                Some(parent) => {
+                    let (link, udp_offload) = macvlan::plug(definition, parent, lease)?;
+                    (vec![link], udp_offload)
                 }
-                false => self.join(request, definition, position)?,
-            });
+                None => bridge::plug(definition, &lease.tap, queues)?,
+            };
+            let nic = &mut self.nics[position];
+            (nic.tap, nic.queues) = (Some(udp_offload), opened.len());
+            links.extend(opened);
         }
         if let Some((definition, addresses)) = places.first() {
             // No host has a way to those that are on its own network by a macvtap device.
@@ -418,6 +431,13 @@ impl Attachment {
             },
         ));
     }
+}
+
+/// Of each of so many TAP devices of a machine. A machine of many networks has one each: there is an end to the descriptors
+/// that it can be handed.
+fn queues(vcpus: u8, devices: usize) -> usize {
+    let most = usize::from(MAX_PAIRS).min(MOST_QUEUES / devices.max(1));
+    usize::from(vcpus).clamp(1, most.max(1))
 }
 
 /// The first option given that takes a network with others on it.

@@ -111,20 +111,24 @@ fn boot() -> io::Result<String> {
     fs::read_to_string("/proc/sys/kernel/random/boot_id")
 }
 
-/// Makes a TAP device on the bridge of a network. The device is where the descriptor is, and whether
-/// it segments UDP.
+/// Makes a TAP device of so many queues on the bridge of a network. The queues are where the descriptors are, and whether it
+/// segments UDP.
 ///
 /// # Errors
 ///
 /// Where the kernel refuses.
-pub fn plug(network: &Definition, tap: &str) -> Result<(OwnedFd, bool), NetworkError> {
-    let tun = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(TUN)
+pub fn plug(
+    network: &Definition,
+    tap: &str,
+    queues: usize,
+) -> Result<(Vec<OwnedFd>, bool), NetworkError> {
+    let open = || OpenOptions::new().read(true).write(true).open(TUN);
+    let queues: Vec<OwnedFd> = (0..queues)
+        .map(|_| open().map(Into::into))
+        .collect::<io::Result<_>>()
         .map_err(NetworkError::Tun)?;
     let udp_offload =
-        vmm::virtio::net::tap::create(&tun, tap).map_err(|source| NetworkError::Tap {
+        vmm::virtio::net::tap::create(&queues, tap).map_err(|source| NetworkError::Tap {
             name: tap.into(),
             source,
         })?;
@@ -134,7 +138,7 @@ pub fn plug(network: &Definition, tap: &str) -> Result<(OwnedFd, bool), NetworkE
         name: tap.into(),
         source,
     })?;
-    Ok((tun.into(), udp_offload))
+    Ok((queues, udp_offload))
 }
 
 /// Removes the bridge of a network.

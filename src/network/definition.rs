@@ -221,6 +221,7 @@ impl Definition {
         let ways_out = gateways.into_iter().flatten().filter(|_| !self.internal);
         Nic {
             tap: None,
+            queues: 1,
             mac,
             addresses: four.into_iter().chain(six).collect(),
             gateways: ways_out.collect(),

@@ -104,7 +104,7 @@ pub fn plug(
         // A character device of that number is its other end (Documentation/networking/tuntap.rst).
         let path = format!("/dev/tap{}", if_nametoindex(name)?);
         let file = OpenOptions::new().read(true).write(true).open(path)?;
-        let udp_offload = vmm::virtio::net::tap::create(&file, name)?;
+        let udp_offload = vmm::virtio::net::tap::create(&[&file], name)?;
         link::bring_up_for_groups(name)?;
         Ok((file, udp_offload))
     };

@@ -75,6 +75,7 @@ pub fn nic(guest: &Guest, dns: &[Ipv4Addr]) -> Result<(Nic, Vec<Ipv4Addr>), Netw
     };
     let nic = Nic {
         tap: None,
+        queues: 1,
         mac: guest.mac,
         addresses: vec![(guest.ip.into(), guest.prefix)],
         gateways: vec![guest.gateway.into()],

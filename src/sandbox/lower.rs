@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use vmm::{
     BlockConfig, BlockPart, ConsoleConfig, DescriptorIndex, FsConfig, KernelConfig, MemoryConfig,
-    NetConfig, SerialConfig, VmConfig, VsockConfig,
+    SerialConfig, VmConfig, VsockConfig,
 };
 
 use super::{SandboxConfig, SandboxError};
@@ -80,15 +80,11 @@ pub fn lower(config: &SandboxConfig) -> Result<(VmConfig, Vec<Resource>), Sandbo
         serial: "disk".into(),
         limits: limits(1),
     });
-    let nets = config
-        .nics
-        .iter()
-        .enumerate()
-        .map(|(position, nic)| NetConfig {
-            descriptor: index(Resource::Link(position)),
-            ..nic.clone()
-        });
-    let nets = nets.collect();
+    let mut nets = config.nics.clone();
+    let descriptors = nets.iter_mut().flat_map(|nic| &mut nic.descriptors);
+    for (position, descriptor) in descriptors.enumerate() {
+        *descriptor = index(Resource::Link(position));
+    }
     let console = config.kernel_console.as_ref();
     let vm_config = VmConfig {
         kvm: index(Resource::Kvm),
@@ -185,9 +181,9 @@ mod tests {
     }
 
     #[test]
-    fn a_network_device_has_the_link_at_its_own_place() {
-        let nic = NetConfig {
-            descriptor: DescriptorIndex(0),
+    fn network_devices_have_their_links_in_order() {
+        let nic = vmm::NetConfig {
+            descriptors: vec![DescriptorIndex(0); 2],
             link: vmm::NetLink::Stream,
             mac: [2, 0, 0, 0, 0, 1],
             sources: vec![],
@@ -200,8 +196,9 @@ mod tests {
             ..config()
         };
         let (vm, resources) = lower(&config).unwrap();
-        for (position, net) in vm.nets.iter().enumerate() {
-            let at = usize::from(net.descriptor.0);
+        let descriptors = vm.nets.iter().flat_map(|net| &net.descriptors);
+        for (position, descriptor) in descriptors.enumerate() {
+            let at = usize::from(descriptor.0);
             assert_eq!(resources[at], Resource::Link(position));
         }
         assert_eq!(vm.nets.len(), 2);

@@ -401,7 +401,12 @@ fn a51_nothing_is_left_of_many_at_once_and_of_the_killed() {
 #[test]
 fn a12_a_flood_of_packets_ends_and_the_interface_goes_on() {
     let _world = World::new();
-    start("sink", &["busybox", "sh", "-c", SERVER]);
+    start("sink", &["--cpus", "2", "busybox", "sh", "-c", SERVER]);
+    // A pair of queues for each processor.
+    assert_eq!(
+        told(&["exec", "sink", "ls", "/sys/class/net/eth0/queues"]),
+        "rx-0\nrx-1\ntx-0\ntx-1\n"
+    );
     let at = pillbug()
         .args(["inspect", "-f", "{{.NetworkSettings.IPAddress}}", "sink"])
         .assert()
@@ -451,6 +456,9 @@ fn what_a_container_sends_and_receives_is_limited() {
         "bridge",
         "--add-host",
         "up:host-gateway",
+        // Whatever queue a frame takes.
+        "--cpus",
+        "2",
         "--net-tx-rate",
         "200k",
         "--net-rx-rate",

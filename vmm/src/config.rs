@@ -111,12 +111,13 @@ pub struct BlockPart {
     pub bytes: u64,
 }
 
-/// One virtio network device, with one pair of queues.
+/// One virtio network device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetConfig {
-    /// What frames come from and go to; made nonblocking.
-    pub descriptor: DescriptorIndex,
-    /// What that is.
+    /// What frames come from and go to, one for each pair of queues: 1 to
+    /// [`MAX_PAIRS`](crate::virtio::net::MAX_PAIRS) queues of a TAP device, or a stream. Made nonblocking.
+    pub descriptors: Vec<DescriptorIndex>,
+    /// What those are.
     pub link: NetLink,
     /// MAC address of the guest; frames from any other are dropped.
     pub mac: [u8; 6],

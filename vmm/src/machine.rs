@@ -252,8 +252,9 @@ impl Machine {
         slots.add(Box::new(console))?;
         let rates = NetRates::new(&config.net_limits);
         for (index, net) in config.nets.into_iter().enumerate() {
-            let descriptor = descriptors.take(net.descriptor)?;
-            let net = Net::new(&net, &rates, descriptor)
+            let queues = net.descriptors.iter().map(|&one| descriptors.take(one));
+            let queues = queues.collect::<Result<_, _>>()?;
+            let net = Net::new(&net, &rates, queues)
                 .map_err(|source| MachineError::Net { index, source })?;
             controls.nets.push(net.meter());
             slots.add(Box::new(net))?;

@@ -13,7 +13,7 @@ use virtio_bindings::virtio_net::{
 use crate::virtio::Buffers;
 
 use super::frame::{ETHERNET, HEADER, Header, MAX_FRAME};
-use super::vectored;
+use super::{tap, vectored};
 
 /// Bytes in front of each frame on a stream: its length, in network byte order.
 const PREFIX: usize = 4;
@@ -66,6 +66,16 @@ pub trait Backend: AsRawFd + Send {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+
+    /// Of one of several queues: whether frames from outside come here too. It was attached when it was
+    /// handed over, and one that is not has nothing to wait for.
+    ///
+    /// # Errors
+    ///
+    /// Where what is behind it has one queue only, or refuses.
+    fn attach(&mut self, _attached: bool) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// A TAP device with `IFF_NO_PI` and `IFF_VNET_HDR`, a header of 12 bytes, and the offloads of
@@ -74,6 +84,7 @@ pub struct Tap {
     file: File,
     /// Segments UDP too (Linux 6.2).
     udp: bool,
+    attached: bool,
     buffer: Box<[u8]>,
     /// Bytes of `buffer`; 0 without a frame.
     length: usize,
@@ -84,6 +95,7 @@ impl Tap {
         Self {
             file: fd.into(),
             udp,
+            attached: true,
             buffer: vec![0; HEADER + MAX_FRAME].into(),
             length: 0,
         }
@@ -138,6 +150,14 @@ impl Backend for Tap {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
             _ => Ok(()),
         }
+    }
+
+    fn attach(&mut self, attached: bool) -> io::Result<()> {
+        if self.attached != attached {
+            tap::attach(&self.file, attached)?;
+            self.attached = attached;
+        }
+        Ok(())
     }
 }
 

@@ -347,7 +347,7 @@ mod tests {
 
     fn config() -> NetConfig {
         NetConfig {
-            descriptor: crate::DescriptorIndex(0),
+            descriptors: vec![crate::DescriptorIndex(0)],
             link: crate::NetLink::Stream,
             mac: MAC,
             sources: vec![],

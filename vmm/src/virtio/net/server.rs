@@ -1,4 +1,4 @@
-//! The worker: frames from the back end into the receive queue, frames of the transmit queue to it.
+//! The worker of a pair of queues: frames from the back end into the receive queue, frames of the transmit queue to it.
 
 use std::io;
 use std::sync::Arc;
@@ -10,12 +10,13 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::block_signal;
 
 use crate::virtio::{
-    ActivateContext, Buffers, DeviceQueue, Filled, Interrupt, Meter, Poller, QueueError, ServeError,
+    Buffers, DeviceQueue, Filled, Interrupt, Meter, Poller, QueueError, ServeError,
 };
 
 use super::backend::{Backend, Incoming, Outgoing};
 use super::frame::{ETHERNET, Filter, HEADER, Header, INSPECTED, MAX_FRAME};
 use super::limit::Gate;
+use super::pairs::Place;
 use super::vectored::MAX_BUFFERS;
 
 /// Frames from outside taken in one round, so that a flood of them leaves the guest's own their turn.
@@ -46,6 +47,18 @@ enum Token {
     ReceiveGate,
     /// Those of the guest may.
     TransmitGate,
+    /// The guest has commands.
+    Control,
+    /// The guest uses another number of pairs.
+    Pairs,
+}
+
+/// The queues that a worker serves.
+pub struct Queues {
+    pub receive: DeviceQueue,
+    pub transmit: DeviceQueue,
+    /// The first worker has it, where the driver wants one.
+    pub control: Option<DeviceQueue>,
 }
 
 /// The worker.
@@ -53,10 +66,13 @@ pub struct Server {
     port: Port,
     receive: DeviceQueue,
     transmit: DeviceQueue,
+    control: Option<DeviceQueue>,
+    place: Place,
     interrupt: Interrupt,
     features: u64,
     poller: Poller<Token>,
-    /// Which events of the back end the poller waits for; `None` when it is gone.
+    /// Which events of the back end the poller waits for; `None` when it is gone, and while the driver does not use
+    /// this pair.
     interest: Option<EventSet>,
     /// A frame waits for buffers of the guest's.
     wants_buffers: bool,
@@ -68,14 +84,21 @@ pub struct Server {
 
 impl Server {
     /// Takes the queues over.
-    pub fn new(port: Port, context: ActivateContext) -> io::Result<Self> {
-        let mut queues = context.queues.into_iter();
-        let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
-            return Err(io::ErrorKind::NotFound.into());
-        };
+    pub fn new(
+        port: Port,
+        queues: Queues,
+        place: Place,
+        interrupt: Interrupt,
+        features: u64,
+    ) -> io::Result<Self> {
         let mut poller = Poller::new()?;
-        poller.add_queue(&receive, Token::Receive)?;
-        poller.add_queue(&transmit, Token::Transmit)?;
+        poller.add_queue(&queues.receive, Token::Receive)?;
+        poller.add_queue(&queues.transmit, Token::Transmit)?;
+        if let Some(control) = &queues.control {
+            poller.add_queue(control, Token::Control)?;
+        }
+        let woken = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        poller.add(place.waker(), woken, Token::Pairs)?;
         let gates = [
             (port.receive_gate.timer(), Token::ReceiveGate),
             (port.transmit_gate.timer(), Token::TransmitGate),
@@ -85,23 +108,24 @@ impl Server {
                 poller.add(timer, EventSet::IN, token)?;
             }
         }
-        let is_up = port.link_up.load(Ordering::Acquire);
-        let interest = is_up.then_some(EventSet::IN);
-        if let Some(events) = interest {
-            poller.add(&*port.backend, events, Token::Backend)?;
-        }
-        Ok(Self {
+        let mut server = Self {
             port,
-            receive,
-            transmit,
-            interrupt: context.interrupt,
-            features: context.features,
+            receive: queues.receive,
+            transmit: queues.transmit,
+            control: queues.control,
+            place,
+            interrupt,
+            features,
             poller,
-            interest,
+            interest: None,
             wants_buffers: false,
             wants_time: false,
             wants_backend: false,
-        })
+        };
+        if server.place.is_in_use() {
+            server.plug()?;
+        }
+        Ok(server)
     }
 
     /// Serves until it is stopped or the guest breaks a queue, which the queue has told it.
@@ -117,6 +141,7 @@ impl Server {
         // Frames that the guest sent before the first kick could be waited for.
         let mut has_sent = true;
         let mut has_come = true;
+        self.obey()?;
         loop {
             if has_sent || self.wants_backend {
                 self.send()?;
@@ -138,6 +163,11 @@ impl Server {
                     Token::TransmitGate => {
                         self.port.transmit_gate.acknowledge();
                         has_sent = true;
+                    }
+                    Token::Control => self.obey()?,
+                    Token::Pairs => {
+                        self.follow();
+                        (has_sent, has_come) = (true, true);
                     }
                     Token::Backend => {
                         has_sent |= events.contains(EventSet::OUT);
@@ -237,14 +267,51 @@ impl Server {
         Ok(())
     }
 
+    /// Answers commands of the guest's.
+    fn obey(&mut self) -> Result<(), ServeError> {
+        if let Some(control) = &mut self.control {
+            control.serve(|command| Some(self.place.answer(command)))?;
+        }
+        Ok(())
+    }
+
+    /// Begins to serve this pair, or leaves off, as the guest says.
+    fn follow(&mut self) {
+        let done = match self.place.is_in_use() {
+            true => self.port.backend.attach(true).and_then(|()| self.plug()),
+            false => {
+                self.unplug();
+                self.port.backend.attach(false)
+            }
+        };
+        self.place.confirm(done.is_ok());
+    }
+
+    /// Waits for the back end, while there is one.
+    fn plug(&mut self) -> io::Result<()> {
+        if self.interest.is_none() && self.port.link_up.load(Ordering::Acquire) {
+            self.poller
+                .add(&*self.port.backend, EventSet::IN, Token::Backend)?;
+            self.interest = Some(EventSet::IN);
+        }
+        Ok(())
+    }
+
+    /// Whether it was waited for.
+    fn unplug(&mut self) -> bool {
+        let was_there = self.interest.take().is_some();
+        if was_there {
+            let _ = self.poller.remove(&*self.port.backend);
+        }
+        was_there
+    }
+
     /// The other side is gone: the guest sees its cable pulled.
     fn cut(&mut self) {
-        if self.interest.take().is_none() {
-            return;
+        if self.unplug() {
+            self.port.link_up.store(false, Ordering::Release);
+            self.interrupt.config_changed();
         }
-        let _ = self.poller.remove(&*self.port.backend);
-        self.port.link_up.store(false, Ordering::Release);
-        self.interrupt.config_changed();
     }
 }
 

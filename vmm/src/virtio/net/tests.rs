@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM};
 
+mod multiqueue;
+
 use super::frame::{HEADER, MAX_FRAME};
 use super::*;
 use crate::config::{DescriptorIndex, NetLimits};
@@ -21,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 fn config(link: NetLink) -> NetConfig {
     NetConfig {
-        descriptor: DescriptorIndex(0),
+        descriptors: vec![DescriptorIndex(0)],
         link,
         mac: MAC,
         sources: vec![],
@@ -46,8 +48,8 @@ fn limited(features: u64, limits: &NetLimits) -> Streamed {
     let (ours, peer) = UnixStream::pair().unwrap();
     peer.set_read_timeout(Some(PATIENCE)).unwrap();
     let rates = NetRates::new(limits);
-    let mut net = Net::new(&config(NetLink::Stream), &rates, ours.into()).unwrap();
-    let driver = FakeDriver::new(&QUEUE_SIZES);
+    let mut net = Net::new(&config(NetLink::Stream), &rates, vec![ours.into()]).unwrap();
+    let driver = FakeDriver::new(&PAIR_SIZES);
     net.activate(driver.context(features)).unwrap();
     Streamed { net, driver, peer }
 }
@@ -57,8 +59,8 @@ fn tapped(features: u64) -> (Net, FakeDriver, UnixDatagram) {
     let (ours, peer) = UnixDatagram::pair().unwrap();
     peer.set_read_timeout(Some(PATIENCE)).unwrap();
     let link = NetLink::Tap { udp_offload: true };
-    let mut net = Net::new(&config(link), &NetRates::default(), ours.into()).unwrap();
-    let driver = FakeDriver::new(&QUEUE_SIZES);
+    let mut net = Net::new(&config(link), &NetRates::default(), vec![ours.into()]).unwrap();
+    let driver = FakeDriver::new(&PAIR_SIZES);
     net.activate(driver.context(features)).unwrap();
     (net, driver, peer)
 }
@@ -297,7 +299,7 @@ fn a04_a_broken_queue_stops_the_device_and_nothing_else() {
         net.driver.wait_interrupt();
     }
     net.net.reset();
-    let driver = FakeDriver::new(&QUEUE_SIZES);
+    let driver = FakeDriver::new(&PAIR_SIZES);
     net.net.activate(driver.context(MERGE)).unwrap();
     net.driver = driver;
     let own = frame(MAC, b"again");
@@ -368,7 +370,7 @@ fn the_configuration_says_what_it_was_given() {
         Net::new(
             &config,
             &NetRates::default(),
-            ours.as_fd().try_clone_to_owned().unwrap(),
+            vec![ours.as_fd().try_clone_to_owned().unwrap()],
         )
         .is_err()
     };
