@@ -7,7 +7,6 @@
 use std::{
     fmt::Write as _,
     io::{self, Write as _},
-    net::Ipv6Addr,
     process::{Command, Stdio},
 };
 
@@ -190,29 +189,6 @@ fn elements(items: &[String]) -> String {
         [] => String::new(),
         items => format!("elements = {{ {} }};", items.join(", ")),
     }
-}
-
-/// The link-local address that is made of a MAC address (RFC 4291, appendix A).
-pub fn link_local(mac: [u8; 6]) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = mac;
-    Ipv6Addr::from([
-        0xfe,
-        0x80,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        a ^ 2,
-        b,
-        c,
-        0xff,
-        0xfe,
-        d,
-        e,
-        f,
-    ])
 }
 
 /// Puts rules in place, all or none.

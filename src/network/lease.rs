@@ -12,12 +12,12 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
+use vmm::virtio::net::frame::link_local;
 
 use super::{
     Endpoint, Request,
     definition::{Addresses, Definition},
     error::NetworkError,
-    firewall::link_local,
     port::Protocol,
 };
 
