@@ -107,9 +107,9 @@ impl Sandbox {
         ];
         let [hostname, hosts, resolv] = files;
         let files = [hostname?, hosts?, resolv?];
-        // A process that has not yet left the agent's program can be seen in the container's /proc,
-        // and the program through it. It must not be writable that way.
-        mount::make_read_only("/", MountFlags::empty()).at(StartStage::Rootfs, "/")?;
+        // `/proc/self/exe` of a process that has not yet left the agent's program leads there, in the container too. Nobody
+        // writes to it that way, nor executes it in the place of a program.
+        mount::make_read_only("/", MountFlags::NOEXEC).at(StartStage::Rootfs, "/")?;
         Ok(Self {
             base,
             setup,
