@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::{
-    container::{limits, state::Containers},
+    container::{lifecycle, state::Containers},
     state_root,
 };
 
@@ -27,8 +27,6 @@ pub struct RenameArgs {
 pub fn run(arguments: &RenameArgs) -> anyhow::Result<ExitCode> {
     let containers = Containers::open(&state_root::locate()?)?;
     let id = containers.find(&arguments.container)?;
-    containers.rename(&id, &arguments.name)?;
-    // Its networks' others find it by that name at once.
-    limits::reload(&containers, &id)?;
+    lifecycle::rename(&containers, &id, &arguments.name)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -11,6 +11,7 @@ use nix::{
 use super::{
     error::RunError,
     launch::{self, connect, wait_exit},
+    limits,
     log::LogWatch,
     name::Id,
     session::{Attach, Exec, Reply, Request, Session},
@@ -112,6 +113,16 @@ pub fn pause(containers: &Containers, id: &Id, pause: bool) -> Result<(), RunErr
         Some(_) => Ok(()),
         None => Err(not_running().into()),
     }
+}
+
+/// Gives a container another name, by which others on its networks find it at once.
+///
+/// # Errors
+///
+/// Where there is none, the name is none or taken, or its supervisor cannot be told.
+pub fn rename(containers: &Containers, id: &Id, name: &str) -> Result<(), RunError> {
+    containers.rename(id, name)?;
+    limits::reload(containers, id).map(drop)
 }
 
 /// Waits until a container does not run, and returns its exit code; 0 where it never ran.
