@@ -73,10 +73,12 @@ const READ_ONLY: [&str; 5] = [
     "/proc/sysrq-trigger",
 ];
 
-/// Settings that containers have by default: ports below 1024 and ICMP echo sockets for everybody.
-const SYSCTLS: [(&str, &str); 2] = [
+/// Settings that containers have by default: ports below 1024 and ICMP echo sockets for everybody, and no look twice a second
+/// at whether memory is worth compacting, for which an idle machine would wake. It is compacted where pages are asked for.
+const SYSCTLS: [(&str, &str); 3] = [
     ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
     ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
+    ("/proc/sys/vm/compaction_proactiveness", "0"),
 ];
 
 /// Turns the calling process, which must be alone in new mount, UTS and IPC namespaces and first in
