@@ -172,7 +172,7 @@ fn run_bounded(mut guest: Guest) -> Result<f64, ProbeError> {
                 let _ = sender.send(outcome);
             }
         })
-        .map_err(|error| ProbeError::setup("be watched: no thread", error))?;
+        .map_err(|error| ProbeError::setup("be tried: no thread is left for it (raise ulimit -u, or pids.max of the control group)", error))?;
     let outcome = receiver.recv_timeout(DEADLINE).or_else(|_| {
         // The vCPU returns with EINTR; its thread then reports the step it was in.
         let _ = thread.kill(SIGRTMIN());

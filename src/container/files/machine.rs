@@ -4,6 +4,7 @@
 //! The command that wants it runs it, and holds the container's lock meanwhile.
 
 use std::{
+    collections::VecDeque,
     os::{fd::AsFd, unix::net::UnixStream},
     path::Path,
     time::{Duration, Instant},
@@ -46,6 +47,8 @@ const WORK: ProcessId = ProcessId(1);
 pub struct Machine {
     sandbox: Sandbox,
     agent: Option<AgentClient>,
+    /// What the agent has said that nobody has heard.
+    said: VecDeque<AgentMessage>,
     container: Container,
     /// Volumes that the agent fills first.
     filling: Vec<Filling>,
@@ -87,6 +90,7 @@ impl Machine {
         let mut machine = Self {
             sandbox: Sandbox::start(&config, Vec::new())?,
             agent: None,
+            said: VecDeque::new(),
             container,
             filling,
             _image: image,
@@ -113,9 +117,8 @@ impl Machine {
             match self.hear(&mut unknown, Some(token), until)? {
                 Heard::Agent(AgentMessage::Ready { .. }) => {
                     let setup = setup.take().ok_or(AgentError::Unexpected("Ready"))?;
-                    let must_fill = setup.mounts.iter().any(|mount| mount.fill);
                     self.tell(&HostMessage::Setup(setup))?;
-                    if !must_fill {
+                    if self.filling.is_empty() {
                         self.tell_once(&mut order)?;
                     }
                 }
@@ -194,6 +197,9 @@ impl Machine {
         until: Instant,
     ) -> Result<Heard, RunError> {
         loop {
+            if let Some(message) = self.said.pop_front() {
+                return Ok(Heard::Agent(message));
+            }
             let ready = self.wait(unknown, until)?;
             if ready.shares
                 && let Some(shares) = self.sandbox.shares()
@@ -212,11 +218,7 @@ impl Machine {
                 && let Some(agent) = &mut self.agent
             {
                 match agent.receive() {
-                    Ok(messages) => {
-                        if let Some(message) = messages.into_iter().next() {
-                            return Ok(Heard::Agent(message));
-                        }
-                    }
+                    Ok(messages) => self.said.extend(messages),
                     // The sandbox says why, presently.
                     Err(AgentError::Closed) => self.agent = None,
                     Err(error) => return Err(error.into()),

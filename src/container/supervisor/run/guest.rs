@@ -189,7 +189,6 @@ impl Run<'_> {
                 self.supervisor.streams.expect(*stream);
             }
         }
-        let must_fill = setup.mounts.iter().any(|mount| mount.fill);
         self.tell_agent(&HostMessage::Setup(Box::new(setup)))?;
         let stdio = self.expect(FIRST, &channels)?;
         let start = HostMessage::Start {
@@ -197,11 +196,11 @@ impl Run<'_> {
             process: Box::new(process),
             stdio,
         };
-        if must_fill {
-            self.phase = Phase::Filling(Box::new(start));
-            return Ok(());
+        if self.filling.is_empty() {
+            return self.tell_agent(&start);
         }
-        self.tell_agent(&start)
+        self.phase = Phase::Filling(Box::new(start));
+        Ok(())
     }
 
     /// New volumes have what the image has in their place: from here on they are the container's.
