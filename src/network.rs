@@ -8,7 +8,8 @@
 //!
 //! Nothing here runs on its own but a switch, while a machine is on it. A lease is locked by the process that holds it, TAP devices and
 //! passt go with the machine, and every command that touches networks first clears away what dead
-//! processes left and puts the firewall's rules back as the leases say.
+//! processes left and puts the firewall's rules back as the leases say. Whoever holds a lease on a bridge does that, too, when
+//! somebody changes them.
 
 mod attachment;
 mod bridge;

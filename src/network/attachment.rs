@@ -1,5 +1,7 @@
 //! A machine's connection to its networks, from its start to its end.
 
+mod walls;
+
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
@@ -28,6 +30,7 @@ use super::{
     switch::{self, Member, Membership},
     user::{self, Guest},
 };
+use walls::Watch;
 
 /// Queues of all TAP devices of a machine together, where each has more than one.
 const MOST_QUEUES: usize = 64;
@@ -102,6 +105,8 @@ pub struct Attachment {
     held: Vec<Held>,
     passt: Option<Child>,
     memberships: Vec<Membership>,
+    /// Of the firewall's rules, where they are about the machine.
+    watch: Option<Watch>,
     proxies: Vec<Proxy>,
     /// Connections into the machine that its agent has to bring.
     wanted: Option<Receiver<Wanted>>,
@@ -188,6 +193,7 @@ impl Attachment {
             held: Vec::new(),
             passt: None,
             memberships: Vec::new(),
+            watch: None,
             proxies: Vec::new(),
             wanted: None,
         }
@@ -266,7 +272,10 @@ impl Attachment {
             known.extend(&nic.gateways);
         }
         self.decide_names(request, places);
-        // The rules come before the devices that they wall in.
+        // The rules come before the devices that they wall in, and who hears of their changes before the rules.
+        if by_root {
+            self.watch = Watch::start(&self.leases()).map_err(NetworkError::Firewall)?;
+        }
         locked.admit(&self.leases())?;
         let mut links = Vec::new();
         let queues = queues(request.vcpus, places.len());

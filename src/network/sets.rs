@@ -1,9 +1,10 @@
 //! What a machine adds to the walls, told to the kernel without a program: elements of the sets in our tables
-//! (linux/netfilter/nf_tables.h). And whether the rules are still the ones that were put there.
+//! (linux/netfilter/nf_tables.h). And whether the rules are still the ones that were put there, and what the kernel tells of
+//! changes to them.
 
 use std::{io, thread};
 
-use netlink::{Message, Netlink, Part};
+use netlink::{Message, Netlink, Part, attributes};
 use sha2::{Digest, Sha256};
 
 use super::lease::Lease;
@@ -11,9 +12,22 @@ use super::lease::Lease;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const SUBSYSTEM: u16 = 10;
-const GETRULE: u16 = SUBSYSTEM << 8 | 7;
+/// Requests for tables, chains and rules.
+const PARTS: [u16; 3] = [SUBSYSTEM << 8 | 1, SUBSYSTEM << 8 | 4, SUBSYSTEM << 8 | 7];
 const NEWSETELEM: u16 = SUBSYSTEM << 8 | 12;
 const DELSETELEM: u16 = SUBSYSTEM << 8 | 14;
+
+/// Bytes of `struct nfgenmsg`, which each message begins with.
+const HEADER: usize = 4;
+/// Attribute of every message that is about something in a table: the table's name.
+const NAME: u16 = 1;
+/// Of messages about elements: the set's name, and the elements.
+const SET: u16 = 2;
+const ELEMENTS: u16 = 3;
+/// In what lists and nests: an entry, the key of an element, the value of a key.
+const ENTRY: u16 = 1;
+const KEY: u16 = 1;
+const VALUE: u16 = 1;
 
 /// Name of both tables.
 const TABLE: &[u8] = b"pillbug\0";
@@ -21,13 +35,15 @@ const TABLE: &[u8] = b"pillbug\0";
 /// Which of the tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Family {
+    /// Of a request: any.
+    Unspecified = 0,
     Inet = 1,
     Bridge = 7,
 }
 
 /// One element of a set.
-#[derive(Debug, PartialEq, Eq)]
-struct Element {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Element {
     family: Family,
     set: &'static [u8],
     key: Vec<u8>,
@@ -81,11 +97,11 @@ fn transaction(kind: u16, elements: &[Element]) -> Vec<u8> {
             flags |= libc::NLM_F_ACK;
         }
         let mut message = message(kind, flags, element.family);
-        message.attribute(1, TABLE);
-        message.attribute(2, element.set);
-        message.nested(3, |list| {
-            list.nested(1, |entry| {
-                entry.nested(1, |key| key.attribute(1, &element.key));
+        message.attribute(NAME, TABLE);
+        message.attribute(SET, element.set);
+        message.nested(ELEMENTS, |list| {
+            list.nested(ENTRY, |entry| {
+                entry.nested(KEY, |key| key.attribute(VALUE, &element.key));
             });
         });
         batch.extend(message.finish());
@@ -107,8 +123,8 @@ fn boundary(kind: u16) -> Vec<u8> {
     message.finish()
 }
 
-/// The parts of a key are padded to four bytes each.
-fn elements(lease: &Lease) -> Vec<Element> {
+/// What the machine of a lease needs. The parts of a key are padded to four bytes each.
+pub fn elements(lease: &Lease) -> Vec<Element> {
     if !lease.is_walled() {
         return Vec::new();
     }
@@ -145,7 +161,8 @@ fn elements(lease: &Lease) -> Vec<Element> {
     found
 }
 
-/// What the rules of both tables are, in so many letters; any change to one changes it, and elements of sets do not.
+/// What both tables are, with their chains and rules, in so many letters; any change to one changes it, and elements of sets
+/// do not.
 ///
 /// # Errors
 ///
@@ -153,17 +170,50 @@ fn elements(lease: &Lease) -> Vec<Element> {
 pub fn fingerprint() -> io::Result<String> {
     let netlink = Netlink::open(Part::Netfilter)?;
     let mut hash = Sha256::new();
-    for family in [Family::Inet, Family::Bridge] {
-        let mut request = message(GETRULE, libc::NLM_F_DUMP, family);
-        request.attribute(1, TABLE);
+    for part in PARTS {
+        let mut request = message(part, libc::NLM_F_DUMP, Family::Unspecified);
+        request.attribute(NAME, TABLE);
         netlink.dump(&request.finish(), |payload| {
             // After the family and the version comes a number that counts all changes to all rules.
-            if let Some(rule) = payload.get(4..) {
-                hash.update(rule);
+            if is_ours(payload) {
+                hash.update(&payload[..1]);
+                hash.update(&payload[HEADER..]);
             }
         })?;
     }
     Ok(hex::encode(hash.finalize()))
+}
+
+/// Whether what the kernel says is about one of our tables, or something in it. Of tables and chains it lists those of all.
+fn is_ours(payload: &[u8]) -> bool {
+    let Some((header, content)) = payload.split_at_checked(HEADER) else {
+        return false;
+    };
+    [Family::Inet as u8, Family::Bridge as u8].contains(&header[0])
+        && attributes(content).any(|attribute| attribute == (NAME, TABLE))
+}
+
+/// Whether a notice of the kernel's says that somebody changed our tables, other than by elements of others.
+pub fn concerns(own: &[Element], kind: u16, payload: &[u8]) -> bool {
+    is_ours(payload)
+        && match kind {
+            NEWSETELEM => false,
+            DELSETELEM => own.iter().any(|element| is_named(element, payload)),
+            _ => true,
+        }
+}
+
+/// Whether an element is one of those that a message is about.
+fn is_named(element: &Element, message: &[u8]) -> bool {
+    let (family, content) = (message.first(), message.get(HEADER..).unwrap_or_default());
+    let inside = |row, wanted| attributes(row).filter(move |(kind, _)| *kind == wanted);
+    let mut keys = inside(content, ELEMENTS)
+        .flat_map(|(_, list)| inside(list, ENTRY))
+        .flat_map(|(_, entry)| inside(entry, KEY))
+        .flat_map(|(_, key)| inside(key, VALUE));
+    family == Some(&(element.family as u8))
+        && attributes(content).any(|attribute| attribute == (SET, element.set))
+        && keys.any(|(_, key)| key == element.key)
 }
 
 #[cfg(test)]
@@ -190,5 +240,61 @@ mod tests {
         // One that is on no bridge has no element.
         web.tap = String::new();
         assert_eq!(elements(&web), []);
+    }
+
+    /// What the kernel says of a request, without the header of netlink's.
+    fn notice(bytes: &[u8]) -> (u16, &[u8]) {
+        (u16::from_ne_bytes([bytes[4], bytes[5]]), &bytes[16..])
+    }
+
+    #[test]
+    fn a59_a_change_to_our_tables_is_told_from_others() {
+        let about = |kind: u16, family, table: &[u8]| {
+            let mut message = message(SUBSYSTEM << 8 | kind, 0, family);
+            message.attribute(NAME, table);
+            message.finish()
+        };
+        // Tables, chains, rules and sets, made, changed or deleted.
+        for kind in [0, 2, 3, 5, 6, 8, 9, 11] {
+            for (expected, family, table) in [
+                (true, Family::Inet, TABLE),
+                (true, Family::Bridge, TABLE),
+                (false, Family::Unspecified, TABLE),
+                (false, Family::Inet, &b"firewalld\0"[..]),
+                (false, Family::Inet, b"pillbug"),
+            ] {
+                let bytes = about(kind, family, table);
+                let (kind, payload) = notice(&bytes);
+                assert_eq!(concerns(&[], kind, payload), expected, "{kind} {table:?}");
+            }
+        }
+        let whole = about(2, Family::Inet, TABLE);
+        for length in 0..whole.len() - 16 {
+            assert!(!concerns(&[], SUBSYSTEM << 8 | 2, &whole[16..16 + length]));
+        }
+    }
+
+    #[test]
+    fn a59_of_elements_ones_own_that_are_deleted_count() {
+        let own = elements(&lease::example("web", "bridge", [10, 213, 0, 2]));
+        let other = elements(&lease::example("db", "bridge", [10, 213, 0, 3]));
+        let told = |kind, elements: &[Element]| {
+            let batch = transaction(kind, elements);
+            // Between the ends of the transaction.
+            let (kind, payload) = notice(&batch[20..batch.len() - 20]);
+            let whole = concerns(&own, kind, payload);
+            for length in 0..payload.len() - 4 {
+                assert!(!concerns(&own, kind, &payload[..length]), "{length}");
+            }
+            whole
+        };
+        assert!(told(DELSETELEM, &own));
+        assert!(!told(DELSETELEM, &other));
+        assert!(!told(NEWSETELEM, &own));
+        let elsewhere = Element {
+            set: b"hosts\0",
+            ..own[0].clone()
+        };
+        assert!(!told(DELSETELEM, &[elsewhere]));
     }
 }

@@ -17,7 +17,7 @@ use std::{
 use predicates::{prelude::*, str::contains};
 
 use crate::command::{pillbug, processes, state_root, told};
-use world::World;
+use world::{Rules, World};
 
 /// Starts a container in the background, on these networks.
 fn start(name: &str, arguments: &[&str]) {
@@ -296,12 +296,14 @@ fn a63_published_ports_are_private_unless_asked_for_and_a59_stay_so_when_rules_a
             "0.0.0.0:18081:80",
             "-p",
             "[::]:18081:80",
+            "--dns",
+            "203.0.113.2",
         ])
         .args(["busybox", "sh", "-c", SERVER])
         .assert()
         .success();
-    let told = String::from_utf8_lossy(&run.get_output().stderr).into_owned();
-    assert!(told.contains("127.0.0.1:18080"), "{told}");
+    let said = String::from_utf8_lossy(&run.get_output().stderr).into_owned();
+    assert!(said.contains("127.0.0.1:18080"), "{said}");
     let from_outside = |port: u16| {
         let at = SocketAddr::from((Ipv4Addr::new(203, 0, 113, 1), port));
         world.outside(move || greeting(at)).ok()
@@ -331,19 +333,41 @@ fn a63_published_ports_are_private_unless_asked_for_and_a59_stay_so_when_rules_a
         .code(125)
         .stderr(contains("container \"web\"").and(contains("18080")));
 
-    world::host("nft flush ruleset");
-    check("without rules");
-    // The next start puts the walls back, those of who runs already, too.
-    let reached = ask(
-        "bridge",
-        "nc -w 3 10.213.0.2 80 < /dev/null; nc -w 3 203.0.113.1 18081 < /dev/null; :",
-    );
-    assert_eq!(reached, "");
+    for server in ["198.51.100.9", "192.168.7.7"] {
+        let listener = world.outside(move || TcpListener::bind((server, 80)).expect("it is free"));
+        world::greet(listener);
+    }
+    let (rules, wanted) = (world::rules(), Rules::now());
+    // Others that come and go change elements alone: 12 and 14 are those, and 15 is the end of each change.
+    assert_eq!(ask("bridge", "echo started"), "started\n");
+    let changes = rules.changes();
+    assert!(changes.contains(&14), "{changes:?}");
     assert!(
-        left_on_the_host()
-            .iter()
-            .any(|line| line.contains("10.213.0.2"))
+        changes.iter().all(|kind| [12, 14, 15].contains(kind)),
+        "{changes:?}"
     );
+    // Whatever is done to the walls, no start is needed to have them back.
+    for harm in [
+        "nft delete table bridge pillbug",
+        "nft flush set bridge pillbug pins",
+        "nft add table inet pillbug '{ flags dormant; }'",
+        "nft add chain inet pillbug forward '{ policy drop; }'",
+        "nft insert rule inet pillbug outward accept",
+        "nft flush ruleset",
+    ] {
+        world::host(harm);
+        rules.until(&wanted);
+    }
+    let reached = told(&[
+        "exec",
+        "web",
+        "sh",
+        "-c",
+        "for at in '198.51.100.9 80' '192.168.7.7 80' '203.0.113.1 18081'; do
+            nc -w 3 $at < /dev/null && echo reached $at; done; :",
+    ]);
+    assert_eq!(reached, "hello\nreached 198.51.100.9 80\n");
+    check("with the rules that came back");
     remove(&["web"]);
     assert!(TcpListener::bind("127.0.0.1:18080").is_ok());
 }

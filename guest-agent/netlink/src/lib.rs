@@ -7,13 +7,19 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink::NETFILTER, recv, send,
-    socket_with,
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind,
+        netlink::{NETFILTER, SocketAddrNetlink},
+        recv, send, socket_with,
+    },
 };
 
 /// Bytes of `struct nlmsghdr`.
 const HEADER: usize = 16;
+/// Bytes of `struct nlattr`.
+const ATTRIBUTE: usize = 4;
 /// The most that the kernel sends at once.
 const BUFFER: usize = 64 << 10;
 
@@ -45,6 +51,42 @@ impl Netlink {
         let (raw, closing) = (SocketType::RAW, SocketFlags::CLOEXEC);
         let socket = socket_with(AddressFamily::NETLINK, raw, closing, protocol)?;
         Ok(Self(socket))
+    }
+
+    /// Connects, to [hear](Self::hear) what that part tells whoever is in a multicast group, one of the first 32.
+    ///
+    /// # Errors
+    ///
+    /// Those of socket(2) and bind(2).
+    pub fn listen(part: Part, group: u32) -> io::Result<Self> {
+        let netlink = Self::open(part)?;
+        // Groups count from one; the kernel chooses the port.
+        let groups = 1_u32.checked_shl(group.wrapping_sub(1));
+        bind(
+            &netlink.0,
+            &SocketAddrNetlink::new(0, groups.ok_or(Errno::INVAL)?),
+        )?;
+        Ok(netlink)
+    }
+
+    /// Hands over type and payload of each message that is there, and waits for none.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, such as `ENOBUFS` where it had more to tell than there was room for. What comes after that can be
+    /// heard.
+    pub fn hear(&self, mut take: impl FnMut(u16, &[u8])) -> io::Result<()> {
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            match recv(&self.0, &mut buffer[..], RecvFlags::DONTWAIT) {
+                Ok((length, _)) => {
+                    messages(&buffer[..length]).for_each(|(kind, payload)| take(kind, payload));
+                }
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Sends requests of which the last one alone wants an acknowledgement, and waits for that, or for the first error.
@@ -100,6 +142,17 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         let kind = u16::from_ne_bytes([message[4], message[5]]);
         Some((kind, &message[HEADER..]))
+    })
+}
+
+/// Type, without its flags, and value of each attribute (`struct nlattr`) of a row of them.
+pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
+        let attribute = bytes.get(..length).filter(|_| length >= ATTRIBUTE)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        let kind = u16::from_ne_bytes([attribute[2], attribute[3]]);
+        Some((kind & libc::NLA_TYPE_MASK as u16, &attribute[ATTRIBUTE..]))
     })
 }
 
@@ -194,6 +247,23 @@ mod tests {
     }
 
     #[test]
+    fn attributes_are_taken_apart_as_they_are_put_together() {
+        let mut message = Message::new(5, 0);
+        message.nested(4, |list| list.attribute(1, b"abcde"));
+        message.attribute(2, b"xy");
+        let bytes = message.finish();
+        let row = &bytes[HEADER..];
+        let found: Vec<_> = attributes(row).collect();
+        assert_eq!(found[0].0, 4);
+        assert_eq!(attributes(found[0].1).next(), Some((1, &b"abcde"[..])));
+        assert_eq!(found[1..], [(2, &b"xy"[..])]);
+        // What is cut off is none, and what says that it is shorter than its own header.
+        assert_eq!(attributes(&row[..row.len() - 3]).count(), 1);
+        assert_eq!(attributes(&[3, 0, 1, 0, 0, 0, 0, 0]).count(), 0);
+        assert_eq!(attributes(&[8, 0, 1, 0]).count(), 0);
+    }
+
+    #[test]
     fn a_message_is_laid_out_as_the_kernel_reads_it() {
         let mut message = Message::new(libc::RTM_NEWADDR, libc::NLM_F_ACK);
         message.put(&[2, 24, 0, 0]).put(&7u32.to_ne_bytes());
@@ -205,6 +275,18 @@ mod tests {
         assert_eq!(bytes[16..24], [2, 24, 0, 0, 7, 0, 0, 0]);
         assert_eq!(bytes[24..32], [8, 0, 2, 0, 10, 0, 0, 1]);
         assert_eq!(bytes[32..], *b"\x09\0\x01\x0012345\0\0\0");
+    }
+
+    #[test]
+    fn nothing_is_heard_where_nothing_is_told() {
+        let netlink = Netlink::listen(Part::Route, 1).unwrap();
+        // An address, without which nobody would be told.
+        let own = rustix::net::getsockname(&netlink).unwrap();
+        let own = SocketAddrNetlink::try_from(own).unwrap();
+        assert_eq!(own.groups(), 1);
+        netlink.hear(|_, _| ()).unwrap();
+        assert!(Netlink::listen(Part::Route, 0).is_err());
+        assert!(Netlink::listen(Part::Route, 33).is_err());
     }
 
     #[test]

@@ -22,7 +22,7 @@ use vmm::probe::ProbeError;
 
 use super::{
     super::{
-        error::RunError,
+        error::{RunError, chain},
         session::{Channel, Outcome},
         status::{Running, Status},
         timeline::now_ns,
@@ -145,6 +145,7 @@ enum Source {
     Agent,
     Unknown,
     Switch(usize),
+    Rules,
     Wanted,
     Forwarded,
     Signals,
@@ -258,6 +259,7 @@ impl<'a> Run<'a> {
                 Source::Agent => self.hear_agent()?,
                 Source::Unknown => self.connect_streams()?,
                 Source::Switch(number) => self.hear_switch(*number)?,
+                Source::Rules => self.attachment.iter_mut().for_each(Attachment::hear_rules),
                 Source::Wanted => self.ask_for_connections()?,
                 Source::Forwarded => self.forwarding.connect(),
                 Source::Signals => self.hear_signal()?,
@@ -313,6 +315,7 @@ impl<'a> Run<'a> {
             self.execs.deadline(),
             self.prober.as_ref().and_then(Prober::deadline),
             self.questions.deadline(),
+            self.attachment.as_ref().and_then(Attachment::rules_due),
         ]
         .into_iter()
         .flatten()
@@ -339,6 +342,7 @@ impl<'a> Run<'a> {
             self.kill_at = None;
             self.signal(9)?;
         }
+        self.look_after_rules(now);
         self.give_up_answers(now);
         self.look_after_health(now)?;
         for id in self.execs.overdue(now) {
@@ -376,6 +380,8 @@ impl<'a> Run<'a> {
         let switches = self.attachment.iter().flat_map(Attachment::switches);
         let switches = switches.enumerate();
         watched.extend(switches.map(|(number, switch)| (Source::Switch(number), switch, read)));
+        let rules = self.attachment.iter().filter_map(Attachment::rules);
+        watched.extend(rules.map(|notices| (Source::Rules, notices, read)));
         let wanted = self.attachment.iter().filter_map(Attachment::wanted);
         watched.extend(wanted.map(|queue| (Source::Wanted, queue, read)));
         let forwarded = self.forwarding.descriptors();
@@ -429,6 +435,15 @@ impl<'a> Run<'a> {
         match &self.attachment {
             Some(attachment) => Ok(attachment.hear_switch(number)?),
             None => Ok(()),
+        }
+    }
+
+    /// Rules that cannot be put back now may be with the next change to them: until then the container goes on.
+    fn look_after_rules(&mut self, now: Instant) {
+        if let Some(attachment) = &mut self.attachment
+            && let Err(error) = attachment.look_after_rules(now)
+        {
+            eprintln!("supervisor: {}", chain(&error));
         }
     }
 

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use netlink::{Netlink, Part};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::retry_on_intr,
@@ -28,6 +29,9 @@ pub struct Capture {
     tcpdump: Child,
     lines: BufReader<std::process::ChildStdout>,
 }
+
+/// The firewall's rules, and what the kernel tells of their changes.
+pub struct Rules(Netlink);
 
 /// Runs a line of a shell, which must succeed; what it printed.
 pub fn host(line: &str) -> String {
@@ -101,6 +105,39 @@ pub fn capture(interface: &str) -> Capture {
     thread::spawn(move || said.for_each(drop));
     let lines = BufReader::new(tcpdump.stdout.take().expect("it is a pipe"));
     Capture { tcpdump, lines }
+}
+
+/// Begins to watch the firewall's rules.
+pub fn rules() -> Rules {
+    let group = libc::NFNLGRP_NFTABLES as u32;
+    Rules(Netlink::listen(Part::Netfilter, group).expect("root may listen"))
+}
+
+impl Rules {
+    /// All of them.
+    pub fn now() -> String {
+        host("nft -s list ruleset")
+    }
+
+    /// Types of the changes since the last time (linux/netfilter/nf_tables.h).
+    pub fn changes(&self) -> Vec<u16> {
+        let mut found = Vec::new();
+        let heard = self.0.hear(|kind, _| found.push(kind & 0xff));
+        heard.expect("there is room for that many");
+        found
+    }
+
+    /// Waits until they are these.
+    pub fn until(&self, wanted: &str) {
+        while Self::now() != wanted {
+            let mut wait = [PollFd::new(&self.0, PollFlags::IN)];
+            let limit = PATIENCE.try_into().expect("it is short");
+            let told = retry_on_intr(|| poll(&mut wait, Some(&limit)));
+            let told = told.expect("the kernel can be heard");
+            assert_eq!(told, 1, "they stay\n{}", Self::now());
+            self.changes();
+        }
+    }
 }
 
 impl World {
