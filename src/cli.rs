@@ -87,6 +87,7 @@ use crate::{
         share::{self, SHARE_PROCESS},
     },
     state_root,
+    volume::tree::{self, VOLUME_PROCESS},
 };
 
 /// Exit code of pillbug's own failures, as Docker's.
@@ -217,6 +218,9 @@ pub fn main() -> ExitCode {
     }
     if verb == SWITCH_PROCESS {
         return switch::process::run(std::env::args_os().skip(2));
+    }
+    if verb == VOLUME_PROCESS {
+        return tree::run();
     }
     if verb == SUPERVISE {
         return supervisor::supervise();

@@ -82,6 +82,7 @@ pub fn examine() -> Vec<Check> {
         nftables(),
         iproute(),
         passt(),
+        uidmap(),
     ]
 }
 
@@ -205,6 +206,14 @@ fn passt() -> Check {
         "passt",
         "passt",
         "apt install passt; without it, containers of users other than root have no network",
+    )
+}
+
+fn uidmap() -> Check {
+    program(
+        "uidmap",
+        "newuidmap",
+        "apt install uidmap; without it, containers of users other than root have no volumes with owners",
     )
 }
 

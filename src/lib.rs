@@ -15,4 +15,5 @@ pub mod program;
 pub mod sandbox;
 mod seccomp;
 pub mod state_root;
+pub mod user_namespace;
 pub mod volume;

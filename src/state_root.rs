@@ -107,12 +107,36 @@ pub fn private_folder(path: &Path) -> Result<(), StateRootError> {
 /// Bytes of disk that a file, or a folder with all that is in it, takes; what cannot be read counts nothing.
 #[must_use]
 pub fn disk_usage(path: &Path) -> u64 {
-    let Ok(metadata) = fs::symlink_metadata(path) else {
+    add_up(path, &mut None)
+}
+
+/// The same, of folders that may be other users'.
+///
+/// # Errors
+///
+/// Where this user may not read all of it. What cannot be read for another reason, or is gone meanwhile, counts nothing.
+pub fn permitted_disk_usage(path: &Path) -> io::Result<u64> {
+    let mut denied = None;
+    let bytes = add_up(path, &mut denied);
+    denied.map_or(Ok(bytes), Err)
+}
+
+fn add_up(path: &Path, denied: &mut Option<io::Error>) -> u64 {
+    let mut note = |error: io::Error| {
+        if error.kind() == io::ErrorKind::PermissionDenied {
+            *denied = Some(error);
+        }
+    };
+    let Ok(metadata) = fs::symlink_metadata(path).map_err(&mut note) else {
         return 0;
     };
     let within = metadata.is_dir().then(|| fs::read_dir(path));
-    let within = within.into_iter().flatten().flatten().flatten();
-    metadata.blocks() * 512 + within.map(|entry| disk_usage(&entry.path())).sum::<u64>()
+    let within = within.and_then(|entries| entries.map_err(note).ok());
+    let within = within.into_iter().flatten().flatten();
+    metadata.blocks() * 512
+        + within
+            .map(|entry| add_up(&entry.path(), denied))
+            .sum::<u64>()
 }
 
 /// Makes a folder with its parents, each on disk before anything can be put into it.

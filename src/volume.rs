@@ -13,6 +13,7 @@
 //! here.
 
 mod filling;
+pub mod tree;
 
 use std::{
     collections::BTreeMap,
@@ -241,7 +242,7 @@ impl Volumes {
     pub fn remove(&self, _held: &Held, name: &str) -> Result<(), VolumeError> {
         self.get(name)?;
         let gone = self.folder.join("old");
-        let clear = || match fs::remove_dir_all(&gone) {
+        let clear = || match tree::clear(&gone).and_then(|()| fs::remove_dir(&gone)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(failed("remove", &gone)(error))
             }
@@ -260,9 +261,13 @@ impl Volumes {
     }
 
     /// Bytes of disk that a volume takes.
-    #[must_use]
-    pub fn disk_usage(&self, name: &str) -> u64 {
-        state_root::disk_usage(&self.path(name))
+    ///
+    /// # Errors
+    ///
+    /// Where it cannot be looked at.
+    pub fn disk_usage(&self, name: &str) -> Result<u64, VolumeError> {
+        let folder = self.path(name);
+        tree::disk_usage(&folder).map_err(failed("read", &folder))
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -14,6 +14,7 @@ needs=(
   docker-registry:docker-registry podman:podman openssl:openssl      # registries, and what reads and writes them
   strace:strace unshare:util-linux                                   # faults
   nft:nftables passt:passt ip:iproute2 tcpdump:tcpdump               # networks
+  newuidmap:uidmap                                                   # users of ordinary users
   /usr/bin/time:time runc:runc crun:crun python3:python3 ss:iproute2 /usr/lib/qemu/virtiofsd:qemu-system-common   # benches
   mkfs.erofs:erofs-utils mke2fs:e2fsprogs setcap:libcap2-bin         # what is checked against
 )

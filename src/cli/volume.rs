@@ -369,7 +369,7 @@ pub fn prune(
 ) -> anyhow::Result<(String, u64)> {
     let (mut text, mut bytes) = (String::new(), 0);
     for volume in volumes.list()?.iter().filter(|volume| is_wanted(volume)) {
-        let size = volumes.disk_usage(&volume.name);
+        let size = volumes.disk_usage(&volume.name)?;
         match volumes::remove(containers, volumes, &volume.name) {
             // In use, or removed by somebody else.
             Err(RunError::VolumeInUse { .. } | RunError::Volume(VolumeError::NotFound(_))) => {}
@@ -408,7 +408,7 @@ pub fn usage(volumes: &Volumes, users: &BTreeMap<String, Vec<Id>>) -> anyhow::Re
     };
     for volume in volumes.list()? {
         let links = users.get(&volume.name).map_or(0, Vec::len);
-        let bytes = volumes.disk_usage(&volume.name);
+        let bytes = volumes.disk_usage(&volume.name)?;
         usage.count += 1;
         usage.used += usize::from(links > 0);
         usage.bytes += bytes;

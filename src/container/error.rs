@@ -77,6 +77,8 @@ pub enum RunError {
         errno: i32,
         subject: String,
     },
+    #[error("{}", fill_text(*.errno, .subject))]
+    Fill { errno: i32, subject: String },
     #[error("a standard stream failed")]
     Streams(#[source] io::Error),
     #[error("the guest did not power off within {} s: what it wrote last may be lost", .0.as_secs())]
@@ -111,6 +113,15 @@ impl RunError {
             stage,
             errno,
             subject,
+        }
+    }
+
+    /// The agent's report of a volume that it could not fill, or of what it does before that.
+    #[must_use]
+    pub fn fill(stage: StartStage, errno: i32, subject: String) -> Self {
+        match stage {
+            StartStage::Mount => Self::Fill { errno, subject },
+            _ => Self::start(stage, errno, subject),
         }
     }
 
@@ -207,6 +218,19 @@ fn start_text(stage: StartStage, errno: i32, subject: &str) -> String {
             )
         }
         _ => format!("cannot {} {subject:?}{reason}", attempt(stage)),
+    }
+}
+
+fn fill_text(errno: i32, subject: &str) -> String {
+    let errno = Errno::from_raw(errno);
+    let text = format!("cannot fill the volume on {subject:?}: {}", errno.desc());
+    // What the host's kernel says to an owner that the user has not.
+    match errno == Errno::EINVAL && !rustix::process::geteuid().is_root() {
+        true => format!(
+            "{text}: the image has files there of users and groups that you do not have: it takes a range in \
+             /etc/subuid and one in /etc/subgid, and Debian's package `uidmap`"
+        ),
+        false => text,
     }
 }
 

@@ -2,16 +2,15 @@
 
 use std::{
     fs::{self, File},
-    io,
     path::PathBuf,
 };
 
-use super::{VolumeError, Volumes, failed, lock, sync};
+use super::{VolumeError, Volumes, failed, lock, sync, tree};
 
 /// A volume that is being filled. Dropped before it is [`done`](Self::done), it counts as empty.
 #[derive(Debug)]
 pub struct Filling {
-    data: PathBuf,
+    folder: PathBuf,
     mark: PathBuf,
     /// Whoever else wants to use the volume waits.
     _lock: File,
@@ -28,16 +27,15 @@ impl Volumes {
         let lock = lock(&folder.join("lock"))?;
         let (data, mark) = (self.data(name), folder.join("filling"));
         if mark.exists() {
-            clear(&data).map_err(failed("clear", &data))?;
+            tree::clear(&data).map_err(failed("clear", &data))?;
         }
-        let mut entries = fs::read_dir(&data).map_err(failed("read", &data))?;
-        if entries.next().is_some() {
+        if !tree::is_empty(&data).map_err(failed("read", &data))? {
             return Ok(None);
         }
         File::create(&mark).map_err(failed("create", &mark))?;
         sync(&folder)?;
         Ok(Some(Filling {
-            data,
+            folder,
             mark,
             _lock: lock,
         }))
@@ -51,23 +49,12 @@ impl Filling {
     ///
     /// Where that cannot be made to last.
     pub fn done(self) -> Result<(), VolumeError> {
-        File::open(&self.data)
-            .and_then(|data| Ok(rustix::fs::syncfs(data)?))
-            .map_err(failed("write", &self.data))?;
+        // Not the data's own folder, which may be somebody else's by now.
+        File::open(&self.folder)
+            .and_then(|folder| Ok(rustix::fs::syncfs(folder)?))
+            .map_err(failed("write", &self.folder))?;
         fs::remove_file(&self.mark).map_err(failed("remove", &self.mark))
     }
-}
-
-/// Removes all that is in a folder of a guest's, following no link.
-fn clear(folder: &PathBuf) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        match entry.file_type()?.is_dir() {
-            true => fs::remove_dir_all(entry.path())?,
-            false => fs::remove_file(entry.path())?,
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

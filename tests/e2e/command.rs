@@ -185,3 +185,13 @@ pub fn processes() -> Vec<i32> {
         .filter(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program))
         .collect()
 }
+
+/// Bytes that a size means, such as `12.3MB`.
+pub fn bytes(size: &str) -> f64 {
+    let units = [("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0)];
+    let mut read = units.iter().filter_map(|(unit, factor)| {
+        let number: f64 = size.strip_suffix(unit)?.parse().ok()?;
+        Some(number * factor)
+    });
+    read.next().unwrap_or_else(|| panic!("{size} is no size"))
+}

@@ -24,4 +24,5 @@ mod sources;
 mod streams;
 mod supervision;
 mod terminal;
+mod user;
 mod volumes;

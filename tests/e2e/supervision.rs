@@ -25,7 +25,12 @@ pub struct Events {
 impl Events {
     /// From now on.
     pub fn of(name: &str) -> Self {
-        let mut child = std::process::Command::new(program())
+        Self::told_by(std::process::Command::new(program()), name)
+    }
+
+    /// As `pillbug`, which may be another user's, tells it.
+    pub fn told_by(mut pillbug: std::process::Command, name: &str) -> Self {
+        let mut child = pillbug
             .args(["events", "--since", "0s", "--format", "{{.Action}}"])
             .args(["--filter", &format!("container={name}")])
             .stdout(Stdio::piped())

@@ -1,5 +1,7 @@
 //! Folders and files of the host in containers: bind mounts, volumes, tmpfs, and what none of them lets out.
 
+mod rootless;
+
 use std::{
     fs,
     os::unix::fs::{MetadataExt, symlink},

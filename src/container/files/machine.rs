@@ -128,19 +128,17 @@ impl Machine {
                     }
                     self.tell_once(&mut order)?;
                 }
-                Heard::Agent(
-                    AgentMessage::StartFailed {
-                        stage,
-                        errno,
-                        subject,
-                        ..
-                    }
-                    | AgentMessage::FillFailed {
-                        stage,
-                        errno,
-                        subject,
-                    },
-                ) => return Err(RunError::start(stage, errno, subject)),
+                Heard::Agent(AgentMessage::StartFailed {
+                    stage,
+                    errno,
+                    subject,
+                    ..
+                }) => return Err(RunError::start(stage, errno, subject)),
+                Heard::Agent(AgentMessage::FillFailed {
+                    stage,
+                    errno,
+                    subject,
+                }) => return Err(RunError::fill(stage, errno, subject)),
                 Heard::Agent(_) => {}
                 Heard::Stream(stream) => return Ok(stream),
                 Heard::Ended(ending) => return Err(ended(ending)),

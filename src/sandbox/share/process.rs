@@ -17,14 +17,16 @@ use std::{
 use nix::sched::{CloneFlags, unshare};
 
 use super::{
-    FromProcess, SHARE_PROCESS, ShareError, ToProcess,
+    FromProcess, SHARE_PROCESS, Share, ShareError,
     jail::{self, JailError},
-    receive,
     seccomp::ALLOWED,
-    send,
     server::Server,
 };
-use crate::seccomp::{self, SeccompError};
+use crate::{
+    own_process::{receive, send},
+    seccomp::{self, SeccompError},
+    user_namespace::{self, UserNamespaceError},
+};
 
 /// Tells the second process from the first.
 const SECOND: &str = "--inside";
@@ -40,6 +42,8 @@ const STACK: usize = 256 << 10;
 enum ProcessError {
     #[error("cannot make namespaces")]
     Unshare(#[source] nix::Error),
+    #[error(transparent)]
+    Users(#[from] UserNamespaceError),
     #[error(transparent)]
     Control(#[from] ShareError),
     #[error("cannot start the second process")]
@@ -88,12 +92,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 fn first(control: &OwnedFd) -> Result<(), ProcessError> {
     if !rustix::process::geteuid().is_root() {
-        unshare(CloneFlags::CLONE_NEWUSER).map_err(ProcessError::Unshare)?;
-        send(control.as_fd(), &FromProcess::Unshared, None).map_err(ShareError::Talk)?;
-        match receive(control.as_fd()).map_err(ShareError::Talk)? {
-            Some((ToProcess::GoOn, _)) => {}
-            _ => return Ok(()),
-        }
+        user_namespace::enter(control.as_fd())?;
     }
     let others = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
@@ -119,8 +118,8 @@ fn clone(fd: BorrowedFd<'_>) -> Result<OwnedFd, ProcessError> {
 }
 
 fn second(control: &OwnedFd) -> Result<(), ProcessError> {
-    let message = receive(control.as_fd()).map_err(ShareError::Talk)?;
-    let Some((ToProcess::Serve(shares), Some(socket))) = message else {
+    let message = receive::<Vec<Share>>(control.as_fd()).map_err(ShareError::Talk)?;
+    let Some((shares, Some(socket))) = message else {
         return Ok(());
     };
     jail::enter(&shares)?;
@@ -138,6 +137,6 @@ fn second(control: &OwnedFd) -> Result<(), ProcessError> {
     }
     send(control.as_fd(), &FromProcess::Ready, None).map_err(ShareError::Talk)?;
     // Nothing more is to be said: what comes is the end.
-    let _ = receive::<ToProcess>(control.as_fd());
+    let _ = receive::<()>(control.as_fd());
     std::process::exit(0)
 }

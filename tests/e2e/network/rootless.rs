@@ -5,77 +5,24 @@ use std::{
     fs,
     io::Read,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::unix::fs::{PermissionsExt, chown},
-    path::{Path, PathBuf},
     process::Stdio,
     thread,
-    time::Duration,
 };
 
-use assert_cmd::{Command, assert::Assert};
 use predicates::str::contains;
 
 use super::{SERVER, greeting, remove, start, world, world::World};
-use crate::command::{pillbug, processes, program};
+use crate::{
+    command::{pillbug, processes, program},
+    user::{ID, User},
+};
 
-/// nobody, of group nogroup.
-const ID: u32 = 65534;
-const HOME: &str = "/run/rootless";
-
-/// An ordinary user, with a program, a kernel and an image of its own; there is one of them.
-struct User;
-
+/// Looks after what the user has running.
 impl User {
-    fn new() -> Self {
-        let kvm = fs::Permissions::from_mode(0o666);
-        fs::set_permissions("/dev/kvm", kvm).expect("it is root's to say");
-        if !Path::new(HOME).exists() {
-            fs::create_dir(HOME).expect("root may");
-            chown(HOME, Some(ID), Some(ID)).expect("root may");
-            let kernel = std::env::var_os("PILLBUG_KERNEL").expect("tests name one");
-            for (from, name) in [(PathBuf::from(kernel), "vmlinux"), (program(), "pillbug")] {
-                let to = Path::new(HOME).join(name);
-                fs::copy(from, &to).expect("there is room");
-                let all = fs::Permissions::from_mode(0o755);
-                fs::set_permissions(to, all).expect("root may");
-            }
-            let saved = pillbug().args(["save", "busybox"]).output();
-            let archive = saved.expect("the image is there").stdout;
-            Self.command(&["load"])
-                .write_stdin(archive)
-                .assert()
-                .success();
-        }
-        Self
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("setpriv");
-        command
-            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
-            .arg(Path::new(HOME).join("pillbug"))
-            .args(arguments)
-            .env_clear()
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .env("PILLBUG_ROOT", Path::new(HOME).join("state"))
-            .env("PILLBUG_KERNEL", Path::new(HOME).join("vmlinux"))
-            .timeout(Duration::from_secs(600));
-        command
-    }
-
-    fn does(&self, arguments: &[&str]) -> Assert {
-        self.command(arguments).assert().success()
-    }
-
-    fn told(&self, arguments: &[&str]) -> String {
-        let assert = self.does(arguments);
-        String::from_utf8(assert.get_output().stdout.clone()).expect("output is text")
-    }
-
     /// Whatever of it is there while containers run: processes, leases and sockets of switches.
     fn left(&self) -> Vec<String> {
         let of_networks = ["leases", "switches"]
-            .map(|name| Path::new(HOME).join("state/network").join(name))
+            .map(|name| self.state().join("network").join(name))
             .into_iter()
             .flat_map(|folder| fs::read_dir(folder).expect("it is there"))
             .map(|entry| {

@@ -52,7 +52,7 @@ impl Run<'_> {
                 stage,
                 errno,
                 subject,
-            } => Err(RunError::start(stage, errno, subject)),
+            } => Err(RunError::fill(stage, errno, subject)),
             AgentMessage::Started {
                 id: FIRST,
                 setup_ns,
