@@ -13,6 +13,7 @@
 
 mod attachment;
 mod bridge;
+pub mod carried;
 mod definition;
 mod error;
 mod firewall;

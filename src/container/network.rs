@@ -154,6 +154,7 @@ impl NetworkSpec {
             host_gateway: self.host_gateway,
             vcpus,
             publish: &self.publish,
+            limits: &self.limits,
             log,
         })?;
         Ok(Some(Connection {

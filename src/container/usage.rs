@@ -26,6 +26,8 @@ pub struct Measured {
     pub guest: Option<protocol::Usage>,
     /// What the VMM has counted.
     pub counters: Counters,
+    /// What passed published ports and none of its devices.
+    pub carried: Traffic,
     /// Bytes of memory that the machine was given.
     pub memory_bytes: u64,
     /// Process ID of the supervisor, whose children all others are.
@@ -81,16 +83,17 @@ impl Sample {
         Share { guest, host }
     }
 
-    /// What passed all network devices.
+    /// What passed all network devices, and published ports beside them.
     #[must_use]
     pub fn network(&self) -> Traffic {
-        sum(&self.measured.counters.nets)
+        let nets = &self.measured.counters.nets;
+        sum(nets.iter().chain([&self.measured.carried]))
     }
 
     /// What passed all disks.
     #[must_use]
     pub fn disks(&self) -> Traffic {
-        sum(&self.measured.counters.blocks)
+        sum(self.measured.counters.blocks.iter())
     }
 }
 
@@ -101,7 +104,7 @@ fn percent(used: Duration, passed: Duration) -> f64 {
     }
 }
 
-fn sum(all: &[Traffic]) -> Traffic {
+fn sum<'a>(all: impl Iterator<Item = &'a Traffic>) -> Traffic {
     let mut sum = Traffic::default();
     for one in all {
         sum.in_bytes = sum.in_bytes.saturating_add(one.in_bytes);
@@ -226,6 +229,7 @@ mod tests {
                     ..protocol::Usage::default()
                 }),
                 counters: Counters::default(),
+                carried: Traffic::default(),
                 memory_bytes: 0,
                 supervisor_pid: 0,
             },

@@ -11,14 +11,16 @@ use std::{
     },
     path::Path,
     process::Child,
+    sync::Arc,
 };
 
 use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
-use vmm::virtio::net::MAX_PAIRS;
+use vmm::{NetLimits, Traffic, virtio::net::MAX_PAIRS};
 
 use super::{
     ALONE, HOST, Locked, Networks, bridge,
+    carried::Carried,
     definition::{Addresses, Definition},
     error::NetworkError,
     forward::{Forwards, Receiver, Wanted},
@@ -67,6 +69,8 @@ pub struct Request<'a> {
     pub vcpus: u8,
     /// Ports to publish.
     pub publish: &'a [Publish],
+    /// How much may pass what is published, where no device sees to that.
+    pub limits: &'a NetLimits,
     /// File for what passt has to say.
     pub log: &'a Path,
 }
@@ -110,6 +114,8 @@ pub struct Attachment {
     proxies: Vec<Proxy>,
     /// Connections into the machine that its agent has to bring.
     wanted: Option<Receiver<Wanted>>,
+    /// What passed those.
+    carried: Option<Arc<Carried>>,
 }
 
 impl Networks {
@@ -196,6 +202,7 @@ impl Attachment {
             watch: None,
             proxies: Vec::new(),
             wanted: None,
+            carried: None,
         }
     }
 
@@ -222,7 +229,7 @@ impl Attachment {
         let stream = self.start_passt(&guest, request)?;
         self.nics.push(nic);
         self.servers = servers.into_iter().map(Into::into).collect();
-        self.publish(listeners, guest.ip, true)?;
+        self.publish(listeners, guest.ip, Some(request.limits))?;
         Ok(vec![stream])
     }
 
@@ -299,6 +306,7 @@ impl Attachment {
         if let Some((definition, addresses)) = places.first() {
             // No host has a way to those that are on its own network by a macvtap device.
             let by_agent = !by_root || definition.parent.is_some();
+            let by_agent = by_agent.then_some(request.limits);
             self.publish(listeners, addresses.ip, by_agent)?;
         }
         Ok(links)
@@ -370,14 +378,15 @@ impl Attachment {
         &mut self,
         listeners: Vec<Listener>,
         ip: Ipv4Addr,
-        by_agent: bool,
+        by_agent: Option<&NetLimits>,
     ) -> Result<(), NetworkError> {
         if listeners.is_empty() {
             return Ok(());
         }
         let mut machine = Machine { ip, forwards: None };
-        if by_agent {
-            let (forwards, wanted) = Forwards::new().map_err(NetworkError::Proxy)?;
+        if let Some(limits) = by_agent {
+            let (forwards, wanted) = Forwards::new(limits).map_err(NetworkError::Proxy)?;
+            self.carried = Some(forwards.carried().clone());
             machine.forwards = Some(forwards);
             self.wanted = Some(wanted);
         }
@@ -414,6 +423,13 @@ impl Attachment {
     /// Connections into the machine that its agent has to bring.
     pub fn take_wanted(&mut self) -> Vec<Wanted> {
         self.wanted.as_mut().map_or(Vec::new(), Receiver::take)
+    }
+
+    /// What passed such connections so far.
+    #[must_use]
+    pub fn carried(&self) -> Traffic {
+        let carried = self.carried.as_ref();
+        carried.map(|carried| carried.traffic()).unwrap_or_default()
     }
 
     fn leases(&self) -> Vec<&Lease> {

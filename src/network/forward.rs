@@ -17,7 +17,9 @@ use std::{
     },
 };
 
-use super::port::Protocol;
+use vmm::NetLimits;
+
+use super::{carried::Carried, port::Protocol};
 
 /// Most connections and peers of a machine's ports at once: fewer than its socket device has, which is there for more than
 /// that, and than bytes in a pipe.
@@ -47,6 +49,7 @@ impl std::fmt::Debug for Wanted {
 pub struct Forwards {
     sender: Sender<Wanted>,
     open: Arc<AtomicUsize>,
+    carried: Arc<Carried>,
 }
 
 /// One of the [`MAX_FORWARDS`], while it lives.
@@ -54,15 +57,25 @@ pub struct Forwards {
 pub struct Place(Arc<AtomicUsize>);
 
 impl Forwards {
-    /// Where to ask, and what is asked there.
+    /// Where to ask, and what is asked there. What then passes is held to `limits`.
     ///
     /// # Errors
     ///
     /// Where the host has no descriptor left.
-    pub fn new() -> io::Result<(Self, Receiver<Wanted>)> {
+    pub fn new(limits: &NetLimits) -> io::Result<(Self, Receiver<Wanted>)> {
         let (sender, receiver) = queue()?;
-        let open = Arc::default();
-        Ok((Self { sender, open }, receiver))
+        let forwards = Self {
+            sender,
+            open: Arc::default(),
+            carried: Arc::new(Carried::new(limits)),
+        };
+        Ok((forwards, receiver))
+    }
+
+    /// What passes all of its connections.
+    #[must_use]
+    pub fn carried(&self) -> &Arc<Carried> {
+        &self.carried
     }
 
     /// Room for one more; `None` where there is none.

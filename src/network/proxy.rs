@@ -4,9 +4,11 @@
 //! says whatever happens to the rules, and is free the moment the process that holds it is gone. On a bridge the
 //! machine sees the host as the other side, elsewhere itself.
 
+mod packets;
+
 use std::{
     io::{self, PipeWriter, Read, Write},
-    net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
     os::{
         fd::{AsFd, BorrowedFd},
         unix::net::UnixStream,
@@ -16,28 +18,26 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{
-    forward::{self, Forwards, Place, Receiver, Sender, Wanted},
+    carried::{Carried, Direction},
+    forward::{Forwards, Wanted},
     port::{Listener, Protocol},
 };
+use packets::Packets;
 
 /// Most connections of a port at once; further ones are closed.
 const MAX_CONNECTIONS: usize = 512;
-/// Most peers of a UDP port that answers find their way back to; the one longest silent gives way.
-const MAX_PEERS: usize = 128;
 /// How long a machine may take to answer a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Address space of a thread's stack in bytes.
 const STACK: usize = 64 << 10;
-/// Longest UDP packet.
-const MAX_PACKET: usize = 65_535;
-/// Most bytes for a machine that it has not taken; packets beyond are lost.
-const MAX_UNSENT: usize = 256 << 10;
+/// Most bytes that are on their way in one direction of a connection.
+const CHUNK: usize = 16 << 10;
 
 /// The way to a machine.
 #[derive(Debug, Clone)]
@@ -82,21 +82,36 @@ impl Proxy {
     }
 }
 
-/// Waits until one of the descriptors can be read; `None` when the first can, or nothing works.
-fn wait(sources: &[&dyn AsFd]) -> Option<Vec<bool>> {
-    let mut fds: Vec<_> = sources
-        .iter()
-        .map(|source| PollFd::new(source.as_fd(), PollFlags::POLLIN))
+/// Waits until one of the sources can be read, which then is true of it, or until a moment; `None` when `stopped` can be
+/// read, or nothing works.
+fn wait<'a>(
+    stopped: &'a dyn AsFd,
+    sources: impl IntoIterator<Item = BorrowedFd<'a>>,
+    until: Option<Instant>,
+) -> Option<Vec<bool>> {
+    let watched = [stopped.as_fd()].into_iter().chain(sources);
+    let mut fds: Vec<_> = watched
+        .map(|source| PollFd::new(source, PollFlags::POLLIN))
         .collect();
+    poll_until(&mut fds, until).ok()?;
+    let mut ready = fds.iter().map(|fd| fd.any().unwrap_or(true));
+    let is_stopped = ready.next().unwrap_or(true);
+    (!is_stopped).then(|| ready.collect())
+}
+
+fn poll_until(fds: &mut [PollFd<'_>], until: Option<Instant>) -> nix::Result<()> {
     loop {
-        match poll(&mut fds, PollTimeout::NONE) {
+        let timeout = until.map_or(PollTimeout::NONE, |until| {
+            let left = until.saturating_duration_since(Instant::now());
+            // Not too early, which would be for nothing.
+            let left = left.as_micros().div_ceil(1000);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(fds, timeout) {
             Err(nix::Error::EINTR) => {}
-            Err(_) => return None,
-            Ok(_) => break,
+            result => return result.map(drop),
         }
     }
-    let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(true)).collect();
-    (!ready[0]).then_some(ready)
 }
 
 fn accept(
@@ -106,7 +121,7 @@ fn accept(
     stopped: &dyn AsFd,
 ) {
     let open = Arc::new(AtomicUsize::new(0));
-    while wait(&[stopped, listener]).is_some() {
+    while wait(stopped, [listener.as_fd()], None).is_some() {
         // One that went away meanwhile is no loss.
         let Ok((client, _)) = listener.accept() else {
             continue;
@@ -120,20 +135,21 @@ fn accept(
                 let _held = count;
                 if let Ok(machine) = TcpStream::connect_timeout(&SocketAddr::V4(to), PATIENCE) {
                     let _ = machine.set_nodelay(true);
-                    let _ = join(client, machine);
+                    let _ = join(client, machine, None);
                 }
             }),
             Some(forwards) => {
                 let Some(place) = forwards.place() else {
                     continue;
                 };
+                let carried = forwards.carried().clone();
                 forwards.ask(Wanted {
                     protocol: Protocol::Tcp,
                     to,
                     then: Box::new(move |machine| {
                         spawn(move || {
                             let _held = (count, place);
-                            let _ = join(client, machine);
+                            let _ = join(client, machine, Some(&carried));
                         });
                     }),
                 });
@@ -165,7 +181,7 @@ impl Drop for Count {
 }
 
 /// Both ends of a connection that is carried.
-trait End: Read + Write + Send + Sized + 'static {
+trait End: Read + Write + AsFd + Send + Sized + 'static {
     fn copy(&self) -> io::Result<Self>;
     fn end(&self, how: Shutdown);
 }
@@ -189,24 +205,31 @@ impl End for UnixStream {
     }
 }
 
-/// Carries one connection in both directions until both have ended.
-fn join(mut client: TcpStream, mut machine: impl End) -> io::Result<()> {
+/// Carries one connection in both directions until both have ended. What no device sees is counted and held to its rate.
+fn join(
+    mut client: TcpStream,
+    mut machine: impl End,
+    carried: Option<&Arc<Carried>>,
+) -> io::Result<()> {
     client.set_nonblocking(false)?;
     client.set_nodelay(true)?;
     let (mut client_back, mut machine_back) = (client.copy()?, machine.copy()?);
     let back = thread::Builder::new().name("connection".into());
-    let back = back
-        .stack_size(STACK)
-        .spawn(move || copy(&mut machine_back, &mut client_back))?;
-    copy(&mut client, &mut machine);
+    let outward = carried.cloned();
+    let back = back.stack_size(STACK).spawn(move || {
+        let carried = outward.as_deref().map(|carried| (carried, Direction::Out));
+        copy(&mut machine_back, &mut client_back, carried);
+    })?;
+    let carried = carried.map(|carried| (&**carried, Direction::In));
+    copy(&mut client, &mut machine, carried);
     // A thread that panicked has nothing more to carry.
     let _ = back.join();
     Ok(())
 }
 
-fn copy(from: &mut impl End, to: &mut impl End) {
-    match io::copy(from, to) {
-        Ok(_) => to.end(Shutdown::Write),
+fn copy(from: &mut impl End, to: &mut impl End, carried: Option<(&Carried, Direction)>) {
+    match copy_all(from, to, carried) {
+        Ok(()) => to.end(Shutdown::Write),
         // A connection that broke on one side is of no use on the other.
         Err(_) => {
             from.end(Shutdown::Both);
@@ -215,217 +238,57 @@ fn copy(from: &mut impl End, to: &mut impl End) {
     }
 }
 
-/// A UDP port.
-struct Packets {
-    socket: UdpSocket,
-    to: SocketAddrV4,
-    forwards: Option<Forwards>,
-    /// A way to the machine for each peer, the one longest silent first.
-    peers: Vec<(SocketAddr, Way)>,
-    /// Connections that were asked for, and for whom.
-    come: Receiver<(SocketAddr, UnixStream)>,
-    comes: Sender<(SocketAddr, UnixStream)>,
-    buffer: Vec<u8>,
-}
-
-/// The way of a peer's packets.
-enum Way {
-    Socket(UdpSocket),
-    Stream(Stream),
-}
-
-/// A connection that carries packets, each after its length in two bytes; until it is there, they wait.
-struct Stream {
-    socket: Option<UnixStream>,
-    unsent: Vec<u8>,
-    received: Vec<u8>,
-    _place: Place,
-}
-
-impl Packets {
-    fn new(socket: UdpSocket, to: SocketAddrV4, forwards: Option<Forwards>) -> io::Result<Self> {
-        let (comes, come) = forward::queue()?;
-        Ok(Self {
-            socket,
-            to,
-            forwards,
-            peers: Vec::new(),
-            come,
-            comes,
-            buffer: vec![0; MAX_PACKET],
-        })
-    }
-
-    fn carry(mut self, stopped: &dyn AsFd) {
-        loop {
-            let mut sources: Vec<&dyn AsFd> = vec![stopped, &self.socket, &self.come];
-            let ways = self.peers.iter().enumerate();
-            let ways: Vec<(usize, BorrowedFd<'_>)> = ways
-                .filter_map(|(number, (_, way))| Some((number, way.descriptor()?)))
-                .collect();
-            sources.extend(ways.iter().map(|(_, descriptor)| descriptor as &dyn AsFd));
-            let Some(ready) = wait(&sources) else {
-                return;
-            };
-            let came = ways.iter().zip(&ready[3..]).filter(|(_, ready)| **ready);
-            let came: Vec<usize> = came.map(|((number, _), _)| *number).collect();
-            self.answer(&came);
-            if ready[1] {
-                let _ = self.forward();
-            }
-            if ready[2] {
-                for (peer, stream) in self.come.take() {
-                    self.connect(peer, stream);
-                }
-            }
-        }
-    }
-
-    /// Hands on what came back to peers at these places; those whose way is at its end are forgotten.
-    fn answer(&mut self, places: &[usize]) {
-        for place in places.iter().rev() {
-            let (peer, way) = &mut self.peers[*place];
-            let peer = *peer;
-            let socket = &self.socket;
-            // As on any wire, a packet may be lost.
-            let is_there = way.receive(&mut self.buffer, |packet| {
-                let _ = socket.send_to(packet, peer);
-            });
-            if !is_there {
-                self.peers.remove(*place);
-            }
-        }
-    }
-
-    /// The connection of a peer is there.
-    fn connect(&mut self, peer: SocketAddr, stream: UnixStream) {
-        let known = self.peers.iter_mut().find(|(known, _)| *known == peer);
-        if let Some((_, Way::Stream(way))) = known
-            && stream.set_nonblocking(true).is_ok()
+fn copy_all(
+    from: &mut impl End,
+    to: &mut impl End,
+    carried: Option<(&Carried, Direction)>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        if let Some((carried, direction)) = carried
+            && carried.is_limited(direction)
         {
-            way.socket = Some(stream);
-            way.flush();
+            wait_for_rate(from, to, carried, direction)?;
         }
-    }
-
-    fn forward(&mut self) -> io::Result<()> {
-        let (length, peer) = self.socket.recv_from(&mut self.buffer)?;
-        let known = self.peers.iter().position(|(known, _)| *known == peer);
-        let mut entry = match known {
-            Some(position) => self.peers.remove(position),
-            None => {
-                // Its place is free before another is asked for.
-                if self.peers.len() == MAX_PEERS {
-                    self.peers.remove(0);
-                }
-                (peer, self.way(peer)?)
-            }
+        let count = match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            count => count?,
         };
-        entry.1.send(&self.buffer[..length]);
-        self.peers.push(entry);
-        Ok(())
-    }
-
-    fn way(&self, peer: SocketAddr) -> io::Result<Way> {
-        let Some(forwards) = &self.forwards else {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-            socket.connect(self.to)?;
-            socket.set_nonblocking(true)?;
-            return Ok(Way::Socket(socket));
-        };
-        let place = forwards.place().ok_or(io::ErrorKind::WouldBlock)?;
-        let comes = self.comes.clone();
-        forwards.ask(Wanted {
-            protocol: Protocol::Udp,
-            to: self.to,
-            then: Box::new(move |stream| comes.send((peer, stream))),
-        });
-        Ok(Way::Stream(Stream {
-            socket: None,
-            unsent: Vec::new(),
-            received: Vec::new(),
-            _place: place,
-        }))
+        if let Some((carried, direction)) = carried {
+            carried.pass(direction, count, Instant::now());
+        }
+        to.write_all(&buffer[..count])?;
     }
 }
 
-impl Way {
-    /// What is readable when the machine sends.
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        match self {
-            Self::Socket(socket) => Some(socket.as_fd()),
-            Self::Stream(stream) => Some(stream.socket.as_ref()?.as_fd()),
+/// Until there is something to pass and it may: all connections of a machine's take from the same bucket.
+fn wait_for_rate(
+    from: &impl End,
+    to: &impl End,
+    carried: &Carried,
+    direction: Direction,
+) -> io::Result<()> {
+    poll_until(&mut [PollFd::new(from.as_fd(), PollFlags::POLLIN)], None)?;
+    while let Some(later) = carried.ready_at(direction, Instant::now()) {
+        // Who is gone is told of without being asked for.
+        let mut taker = [PollFd::new(to.as_fd(), PollFlags::empty())];
+        poll_until(&mut taker, Some(later))?;
+        if taker[0].any().unwrap_or(true) {
+            return Err(io::ErrorKind::BrokenPipe.into());
         }
     }
-
-    fn send(&mut self, packet: &[u8]) {
-        match self {
-            Self::Socket(socket) => drop(socket.send(packet)),
-            Self::Stream(stream) => stream.send(packet),
-        }
-    }
-
-    /// Takes what the machine has sent; whether it may send more.
-    fn receive(&mut self, buffer: &mut [u8], mut take: impl FnMut(&[u8])) -> bool {
-        match self {
-            Self::Socket(socket) => {
-                if let Ok(length) = socket.recv(buffer) {
-                    take(&buffer[..length]);
-                }
-                true
-            }
-            Self::Stream(stream) => stream.receive(buffer, take),
-        }
-    }
-}
-
-impl Stream {
-    fn send(&mut self, packet: &[u8]) {
-        let Ok(length) = u16::try_from(packet.len()) else {
-            return;
-        };
-        if self.unsent.len() + packet.len() <= MAX_UNSENT {
-            self.unsent.extend_from_slice(&length.to_be_bytes());
-            self.unsent.extend_from_slice(packet);
-        }
-        self.flush();
-    }
-
-    /// What the machine does not take now goes with the next packet.
-    fn flush(&mut self) {
-        while let Some(socket) = &mut self.socket
-            && !self.unsent.is_empty()
-            && let Ok(count) = socket.write(&self.unsent)
-        {
-            self.unsent.drain(..count);
-        }
-    }
-
-    fn receive(&mut self, buffer: &mut [u8], mut take: impl FnMut(&[u8])) -> bool {
-        let Some(socket) = &mut self.socket else {
-            return true;
-        };
-        match socket.read(buffer) {
-            Ok(0) => return false,
-            Ok(length) => self.received.extend_from_slice(&buffer[..length]),
-            Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
-        }
-        while let Some(prefix) = self.received.first_chunk::<2>() {
-            let end = 2 + usize::from(u16::from_be_bytes(*prefix));
-            let Some(packet) = self.received.get(2..end) else {
-                break;
-            };
-            take(packet);
-            self.received.drain(..end);
-        }
-        self.flush();
-        true
-    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
+    use std::{
+        io::{Read, Write},
+        net::UdpSocket,
+    };
+
+    use vmm::NetLimits;
 
     use super::*;
 
@@ -482,15 +345,7 @@ mod tests {
 
     #[test]
     fn behind_an_agent_connections_and_packets_are_those_it_brings() {
-        let (forwards, mut wanted) = Forwards::new().unwrap();
-        let machine = Machine {
-            ip: [10, 0, 2, 15].into(),
-            forwards: Some(forwards),
-        };
-        let mut next = || {
-            wait(&[&io::pipe().unwrap().0, &wanted]);
-            wanted.take().pop().unwrap()
-        };
+        let (machine, mut next) = behind_agent(NetLimits::default());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let at = listener.local_addr().unwrap();
         let _tcp = Proxy::start(Listener::Tcp(listener, 80), &machine).unwrap();
@@ -526,5 +381,110 @@ mod tests {
         agent.write_all(b"\0\0\0\x02tw").unwrap();
         assert_eq!(peer.recv(&mut packet).unwrap(), 0);
         assert_eq!(peer.recv(&mut packet).unwrap(), 2);
+    }
+
+    /// Where the machine is led into by an agent with these limits, and the next connection that it is asked for.
+    fn behind_agent(limits: NetLimits) -> (Machine, impl FnMut() -> Wanted) {
+        let (forwards, mut wanted) = Forwards::new(&limits).unwrap();
+        let machine = Machine {
+            ip: [10, 0, 2, 15].into(),
+            forwards: Some(forwards),
+        };
+        let next = move || {
+            let (stopped, _stop) = io::pipe().unwrap();
+            wait(&stopped, [wanted.as_fd()], None);
+            wanted.take().pop().unwrap()
+        };
+        (machine, next)
+    }
+
+    /// Whether so many units, of which a tenth of a second's worth are free and the last ones go into debt, took their time.
+    fn is_held(start: Instant, before_last: u64, rate: u64) -> bool {
+        let least = Duration::from_millis((before_last - rate / 10) * 1000 / rate);
+        start.elapsed() >= least
+    }
+
+    #[test]
+    fn connections_that_an_agent_brings_share_a_rate_and_are_counted() {
+        let rate = 200_000;
+        let (machine, mut next) = behind_agent(NetLimits {
+            receive_bytes: Some(rate),
+            transmit_bytes: None,
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let _tcp = Proxy::start(Listener::Tcp(listener, 80), &machine).unwrap();
+        let start = Instant::now();
+        let carry = |(mut client, mut agent): (TcpStream, UnixStream)| {
+            let sender = thread::spawn(move || {
+                client.write_all(&[7; 40_000]).unwrap();
+                client
+            });
+            agent.read_exact(&mut [0; 40_000]).unwrap();
+            let mut client = sender.join().unwrap();
+            // The other direction has no limit.
+            agent.write_all(&[8; 100_000]).unwrap();
+            client.read_exact(&mut [0; 100_000]).unwrap();
+        };
+        let threads: Vec<_> = (0..2)
+            .map(|_| {
+                let client = TcpStream::connect(at).unwrap();
+                let (ours, agent) = UnixStream::pair().unwrap();
+                (next().then)(ours);
+                thread::spawn(move || carry((client, agent)))
+            })
+            .collect();
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
+        assert!(is_held(start, 80_000 - 2 * CHUNK as u64, rate));
+        let traffic = machine.forwards.unwrap().carried().traffic();
+        assert_eq!((traffic.in_bytes, traffic.out_bytes), (80_000, 200_000));
+    }
+
+    #[test]
+    fn who_waits_for_a_rate_notices_that_the_machine_is_gone() {
+        let (machine, mut next) = behind_agent(NetLimits {
+            receive_bytes: Some(1),
+            transmit_bytes: None,
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let _tcp = Proxy::start(Listener::Tcp(listener, 80), &machine).unwrap();
+        let mut client = TcpStream::connect(at).unwrap();
+        let (ours, mut agent) = UnixStream::pair().unwrap();
+        (next().then)(ours);
+        client.write_all(&[7; 1000]).unwrap();
+        agent.read_exact(&mut [0; 1000]).unwrap();
+        // It would go in a quarter of an hour.
+        client.write_all(b"x").unwrap();
+        drop(agent);
+        assert_eq!(client.read(&mut [0]).unwrap_or(0), 0);
+    }
+
+    #[test]
+    fn packets_that_an_agent_brings_wait_and_hold_up_no_answers() {
+        let rate = 2000;
+        let (machine, mut next) = behind_agent(NetLimits {
+            receive_bytes: Some(rate),
+            transmit_bytes: None,
+        });
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let at = socket.local_addr().unwrap();
+        let _udp = Proxy::start(Listener::Udp(socket, 53), &machine).unwrap();
+        let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let start = Instant::now();
+        for _ in 0..3 {
+            peer.send_to(&[7; 400], at).unwrap();
+        }
+        let (ours, mut agent) = UnixStream::pair().unwrap();
+        (next().then)(ours);
+        agent.read_exact(&mut [0; 402]).unwrap();
+        agent.write_all(b"\0\x03two").unwrap();
+        assert_eq!(peer.recv(&mut [0; 5]).unwrap(), 3);
+        agent.read_exact(&mut [0; 804]).unwrap();
+        assert!(is_held(start, 800, rate));
+        let traffic = machine.forwards.unwrap().carried().traffic();
+        assert_eq!((traffic.in_bytes, traffic.out_bytes), (1200, 3));
     }
 }

@@ -13,7 +13,7 @@ use predicates::str::contains;
 
 use super::{SERVER, greeting, remove, start, world, world::World};
 use crate::{
-    command::{pillbug, processes, program},
+    command::{bytes, pillbug, processes, program, told},
     user::{ID, User},
 };
 
@@ -155,6 +155,14 @@ fn a63_ports_behind_passt_are_sockets_of_the_supervisor() {
         let mut answer = vec![0; 65_535];
         let length = peer.recv(&mut answer).expect("it is answered");
         assert_eq!(answer[..length], *text.to_uppercase().as_bytes());
+    }
+
+    // The machine's own device saw none of them.
+    let stats = ["stats", "--no-stream", "--format", "{{.NetIO}}", "behind"];
+    let seen = told(&stats);
+    let (received, sent) = seen.trim().split_once(" / ").expect("both directions");
+    for size in [received, sent] {
+        assert!((20e3..30e3).contains(&bytes(size)), "{seen}");
     }
 
     // More at once than one turn of anything takes.

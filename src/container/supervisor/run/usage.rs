@@ -10,6 +10,7 @@ use super::{
     super::super::{error::RunError, limits::Later, session::Reply, usage::Measured},
     Phase, Run,
 };
+use crate::network::Attachment;
 
 /// How long a guest may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -94,9 +95,11 @@ impl Run<'_> {
         let (Some(guest), Some(counters)) = (self.questions.guest, &self.questions.counters) else {
             return;
         };
+        let attachment = self.attachment.as_ref();
         let reply = Reply::Measured(Measured {
             guest,
             counters: counters.clone(),
+            carried: attachment.map(Attachment::carried).unwrap_or_default(),
             memory_bytes: self.booted.memory_bytes,
             supervisor_pid: std::process::id(),
         });
