@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, os::fd::OwnedFd, path::Path};
 
 use protocol::{Interface, InterfaceAddress, Setup};
 use serde::{Deserialize, Serialize};
-use vmm::{DescriptorIndex, Ipv4Net, NetConfig, NetLimits, NetLink};
+use vmm::{DescriptorIndex, NetConfig, NetLimits, NetLink};
 
 use super::{
     name::Id,
@@ -203,11 +203,7 @@ fn device(nic: &Nic) -> NetConfig {
         },
         mac: nic.mac,
         sources: nic.addresses.iter().map(|(ip, _)| *ip).collect(),
-        denied: nic
-            .denied
-            .iter()
-            .map(|&(address, prefix)| Ipv4Net { address, prefix })
-            .collect(),
+        denied: nic.denied.clone(),
         allowed: nic.allowed.clone(),
         mtu: nic.mtu,
     }
@@ -237,13 +233,13 @@ mod tests {
             addresses: vec![([10, 0, 0, 2].into(), 24)],
             gateways: vec![[10, 0, 0, 1].into()],
             mtu: 1500,
-            denied: vec![([10, 0, 0, 0].into(), 8)],
+            denied: vec!["fd00::/8".parse().unwrap()],
             allowed: vec![],
         };
         let (device, interface) = (device(&nic), interface(&nic));
         assert_eq!(device.sources, [interface.addresses[0].ip]);
         assert_eq!(device.link, NetLink::Tap { udp_offload: true });
-        assert_eq!(device.denied[0].prefix, 8);
+        assert_eq!(device.denied, nic.denied);
         assert_eq!(device.descriptors.len(), 2);
         assert_eq!(interface.gateways, [std::net::IpAddr::from([10, 0, 0, 1])]);
     }

@@ -14,6 +14,7 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 use vmm::{NetLimits, Traffic, virtio::net::MAX_PAIRS};
@@ -90,8 +91,8 @@ pub struct Nic {
     pub gateways: Vec<IpAddr>,
     /// Longest packet in bytes.
     pub mtu: u16,
-    /// Where the device lets no packet go, as address and prefix.
-    pub denied: Vec<(Ipv4Addr, u8)>,
+    /// Where the device lets no packet go.
+    pub denied: Vec<IpNet>,
     /// What may be reached in there all the same.
     pub allowed: Vec<SocketAddrV4>,
 }
@@ -179,7 +180,7 @@ impl Locked<'_> {
                 return Err(NetworkError::NoGateway);
             }
             let others = match definition.parent {
-                Some(_) => macvlan::host_addresses()?,
+                Some(_) => bridge::host_addresses()?,
                 None => Vec::new(),
             };
             let address = definition.choose(endpoint, leases, &others)?;

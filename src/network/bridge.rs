@@ -156,14 +156,13 @@ pub fn remove(network: &Definition) -> Result<(), NetworkError> {
     }
 }
 
-/// Subnets that the host is on, and what of it is.
+/// Every address of the host itself with the subnet that it is on, and the interface.
 ///
 /// # Errors
 ///
 /// Where they cannot be read.
-pub fn host_subnets() -> Result<Vec<(IpNet, String)>, NetworkError> {
+pub fn addresses() -> Result<Vec<(IpNet, String)>, NetworkError> {
     let interfaces = getifaddrs().map_err(|error| NetworkError::Interfaces(error.into()))?;
-    let mut seen = HashSet::new();
     let mut found = Vec::new();
     for interface in interfaces {
         let ip = |address: Option<nix::sys::socket::SockaddrStorage>| {
@@ -174,16 +173,32 @@ pub fn host_subnets() -> Result<Vec<(IpNet, String)>, NetworkError> {
         let (Some(address), Some(mask)) = (ip(interface.address), ip(interface.netmask)) else {
             continue;
         };
-        // Every interface has one of these, and they overlap nothing.
-        let is_link_local = matches!(address, IpAddr::V6(ip) if ip.is_unicast_link_local());
-        if let Ok(subnet) = IpNet::with_netmask(address, mask)
-            && !is_link_local
-            && seen.insert(subnet)
-        {
-            found.push((subnet, format!("interface {}", interface.interface_name)));
+        if let Ok(subnet) = IpNet::with_netmask(address, mask) {
+            found.push((subnet, interface.interface_name));
         }
     }
     Ok(found)
+}
+
+/// Whether it is an address of IPv6 that means something on one link only. Every interface has one.
+pub fn is_of_link(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
+/// Subnets that the host is on, and what of it is.
+///
+/// # Errors
+///
+/// Where they cannot be read.
+pub fn host_subnets() -> Result<Vec<(IpNet, String)>, NetworkError> {
+    let mut seen = HashSet::new();
+    let mut found = addresses()?;
+    // All links have the same one for that, and it overlaps nothing.
+    found.retain(|(subnet, _)| !is_of_link(subnet.addr()) && seen.insert(*subnet));
+    let named = found.into_iter();
+    Ok(named
+        .map(|(subnet, interface)| (subnet, format!("interface {interface}")))
+        .collect())
 }
 
 /// The host's own address on its way out over IPv4, with its subnet, and the router there.
@@ -195,27 +210,21 @@ pub fn way_out() -> Result<(Ipv4Net, Ipv4Addr), NetworkError> {
     let (interface, router) = link::default_route()
         .map_err(NetworkError::Interfaces)?
         .ok_or(NetworkError::NoWayOut)?;
-    let origin = format!("interface {interface}");
-    let found = host_subnets()?
+    let found = addresses()?
         .into_iter()
         .find_map(|(subnet, of)| match subnet {
-            IpNet::V4(subnet) if of == origin => Some(subnet),
+            IpNet::V4(subnet) if of == interface => Some(subnet),
             _ => None,
         });
     Ok((found.ok_or(NetworkError::NoWayOut)?, router))
 }
 
-/// Every IPv4 address of the host itself.
+/// Every address of the host itself that means it on any link.
 ///
 /// # Errors
 ///
 /// Where they cannot be read.
-pub fn host_addresses() -> Result<Vec<Ipv4Addr>, NetworkError> {
-    let addresses = host_subnets()?.into_iter().map(|(subnet, _)| subnet.addr());
-    Ok(addresses
-        .filter_map(|ip| match ip {
-            IpAddr::V4(ip) => Some(ip),
-            IpAddr::V6(_) => None,
-        })
-        .collect())
+pub fn host_addresses() -> Result<Vec<IpAddr>, NetworkError> {
+    let addresses = addresses()?.into_iter().map(|(subnet, _)| subnet.addr());
+    Ok(addresses.filter(|ip| !is_of_link(*ip)).collect())
 }

@@ -7,8 +7,11 @@
 use std::{
     fmt::Write as _,
     io::{self, Write as _},
+    net::Ipv4Addr,
     process::{Command, Stdio},
 };
+
+use ipnet::Ipv4Net;
 
 use super::{bridge::PREFIX, definition::Definition, error::NetworkError, lease::Lease};
 
@@ -17,17 +20,17 @@ pub const PROGRAM: &str = "nft";
 
 /// What no machine reaches unless it is told so: this host's neighbours and what names itself, link-local
 /// addresses (metadata servers among them), groups and what is reserved (RFC 6890).
-pub const PRIVATE: [(&str, u8); 10] = [
-    ("0.0.0.0", 8),
-    ("10.0.0.0", 8),
-    ("100.64.0.0", 10),
-    ("127.0.0.0", 8),
-    ("169.254.0.0", 16),
-    ("172.16.0.0", 12),
-    ("192.0.0.0", 24),
-    ("192.168.0.0", 16),
-    ("198.18.0.0", 15),
-    ("224.0.0.0", 3),
+pub const PRIVATE: [Ipv4Net; 10] = [
+    net([0, 0, 0, 0], 8),
+    net([10, 0, 0, 0], 8),
+    net([100, 64, 0, 0], 10),
+    net([127, 0, 0, 0], 8),
+    net([169, 254, 0, 0], 16),
+    net([172, 16, 0, 0], 12),
+    net([192, 0, 0, 0], 24),
+    net([192, 168, 0, 0], 16),
+    net([198, 18, 0, 0], 15),
+    net([224, 0, 0, 0], 3),
 ];
 
 /// The same of IPv6, and what leads to addresses of IPv4 by way of others: NAT64, 6to4 and Teredo.
@@ -41,6 +44,10 @@ const PRIVATE6: [&str; 8] = [
     "fe80::/9",
     "ff00::/8",
 ];
+
+const fn net([a, b, c, d]: [u8; 4], prefix: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix)
+}
 
 /// Removes both tables, whether there are any or not.
 const CLEAR: &str = "\
@@ -138,7 +145,7 @@ fn walls(networks: &[Definition], is_router: bool) -> String {
         true => format!("    iifname != \"{PREFIX}*\" oifname != \"{PREFIX}*\" drop\n"),
         false => String::new(),
     };
-    let private = PRIVATE.map(|(address, prefix)| format!("{address}/{prefix}"));
+    let private = PRIVATE.map(|net| net.to_string());
     let refuse = "reject with icmpx type admin-prohibited";
     let private = rule("ip daddr", private, refuse);
     let private6 = rule("ip6 daddr", PRIVATE6.map(str::to_owned), refuse);

@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use rustix::{
     fs::{CWD, Mode, OFlags, openat},
     net::{
@@ -55,8 +56,8 @@ pub struct Member {
     pub addresses: Vec<IpAddr>,
     /// The address at which its way out begins.
     pub gateway: Option<Ipv4Addr>,
-    /// Where its way out must not lead, as address and prefix.
-    pub denied: Vec<(Ipv4Addr, u8)>,
+    /// Where its way out must not lead.
+    pub denied: Vec<IpNet>,
 }
 
 /// A machine's place on a network, until this is dropped.

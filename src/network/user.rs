@@ -14,6 +14,8 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
+
 use super::{Nic, bridge, error::NetworkError, firewall::PRIVATE};
 
 /// The program.
@@ -123,17 +125,14 @@ impl Guest {
     }
 }
 
-/// Where no passt leads, as address and prefix: to passt the host's own networks are as good as any.
+/// Where no passt leads: to passt the host's own networks are as good as any.
 ///
 /// # Errors
 ///
 /// Where the host's addresses cannot be read.
-pub fn denied() -> Result<Vec<(Ipv4Addr, u8)>, NetworkError> {
-    let private = PRIVATE
-        .iter()
-        .filter_map(|(address, prefix)| Some((address.parse().ok()?, *prefix)));
-    let host = bridge::host_addresses()?.into_iter().map(|ip| (ip, 32));
-    Ok(private.chain(host).collect())
+pub fn denied() -> Result<Vec<IpNet>, NetworkError> {
+    let host = bridge::host_addresses()?.into_iter().map(IpNet::from);
+    Ok(PRIVATE.map(IpNet::V4).into_iter().chain(host).collect())
 }
 
 /// Starts a passt. What it has to say goes to `log`.

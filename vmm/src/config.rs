@@ -1,7 +1,8 @@
 //! What a virtual machine is made of: plain data, and indexes into the descriptors beside it.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddrV4};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// Position of a descriptor in the table that accompanies a [`VmConfig`].
@@ -125,8 +126,8 @@ pub struct NetConfig {
     /// all that is neither IPv4, ARP nor IPv6.
     pub sources: Vec<IpAddr>,
     /// Where packets of the guest must not go: they are dropped.
-    pub denied: Vec<Ipv4Net>,
-    /// What they may reach in there all the same: an address and a port of TCP or UDP.
+    pub denied: Vec<IpNet>,
+    /// What they may reach in there all the same: an address of IPv4 and a port of TCP or UDP.
     pub allowed: Vec<SocketAddrV4>,
     /// Longest IP packet in bytes that the guest is to send, 68 or more.
     pub mtu: u16,
@@ -149,15 +150,6 @@ pub struct FsConfig {
     pub server: DescriptorIndex,
     /// What the guest mounts it by: at most 36 bytes.
     pub tag: String,
-}
-
-/// All addresses that begin as `address` does, for `prefix` bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ipv4Net {
-    /// One of them.
-    pub address: Ipv4Addr,
-    /// 0 to 32.
-    pub prefix: u8,
 }
 
 /// What is at the other end of a network device.

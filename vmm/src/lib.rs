@@ -20,7 +20,7 @@ pub mod virtio;
 mod x86;
 
 pub use config::{
-    BlockConfig, BlockLimits, BlockPart, ConsoleConfig, DescriptorIndex, FsConfig, Ipv4Net,
-    KernelConfig, MemoryConfig, NetConfig, NetLimits, NetLink, SerialConfig, VmConfig, VsockConfig,
+    BlockConfig, BlockLimits, BlockPart, ConsoleConfig, DescriptorIndex, FsConfig, KernelConfig,
+    MemoryConfig, NetConfig, NetLimits, NetLink, SerialConfig, VmConfig, VsockConfig,
 };
 pub use control::{Command, Counters, Ending, Event, Traffic};

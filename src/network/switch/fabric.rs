@@ -16,10 +16,7 @@ use rustix::{
     io::Errno,
     net::{RecvFlags, SendFlags, recv, send},
 };
-use vmm::{
-    Ipv4Net,
-    virtio::net::frame::{ARP, ETHERNET, Filter, IPV4, MAX_FRAME},
-};
+use vmm::virtio::net::frame::{ARP, ETHERNET, Filter, IPV4, MAX_FRAME};
 
 use super::{Member, NO_WAY_OUT};
 
@@ -88,15 +85,11 @@ impl Fabric {
     pub fn add(&mut self, control: OwnedFd, member: &Member, streams: Vec<OwnedFd>) {
         let mut lines = streams.into_iter().map(Line::new);
         let pins = Filter::pinned(member.mac, &member.addresses);
-        let denied = member.denied.iter();
-        let denied: Vec<Ipv4Net> = denied
-            .map(|&(address, prefix)| Ipv4Net { address, prefix })
-            .collect();
         self.ports.push(Port {
             control: Some(control),
             mac: member.mac,
             gateway: member.gateway.map(|ip| ip.octets()),
-            walls: pins.clone().walled(&denied, &[]),
+            walls: pins.clone().walled(&member.denied, &[]),
             pins,
             machine: lines.next(),
             way_out: lines.next(),

@@ -55,7 +55,9 @@ impl Network {
                 format!("fd00::{number}").parse().unwrap(),
             ],
             gateway: Some(GATEWAY.into()),
-            denied: vec![([10, 0, 0, 0].into(), 8), ([169, 254, 0, 0].into(), 16)],
+            denied: ["10.0.0.0/8", "169.254.0.0/16"]
+                .map(|net| net.parse().unwrap())
+                .into(),
         };
         let said = enter(&control, &member, &[theirs.as_fd(), passt.as_fd()]).unwrap();
         assert_eq!(said, JOINED);
@@ -165,6 +167,8 @@ fn a20_a_machine_reaches_its_neighbours_as_nobody_but_itself() {
     ] {
         send(&one.machine, &frame(PASST, own, 0x800, &kept));
     }
+    let six = ipv6(2, 64, 6, b"IPv6 ends here");
+    send(&one.machine, &frame(PASST, own, 0x86dd, &six));
     let asked = frame(ALL, own, 0x806, &arp(1, own, ip(2), GATEWAY));
     let outward = frame(PASST, own, 0x800, &ipv4(ip(2), [192, 0, 2, 1], b"out"));
     send(&one.machine, &asked);

@@ -16,12 +16,21 @@ use crate::command::{pillbug, processes};
 #[test]
 fn a20_a_macvlan_network_is_that_of_its_parent_where_a_container_is_nobody_but_itself() {
     let world = World::new();
-    world::host("ip -n outside addr add fd00:113::2/64 dev out1 nodad");
-    for server in ["203.0.113.2", "198.51.100.9", "169.254.169.254"] {
+    // Behind the router one that is the host's, and one that is not.
+    world::host(
+        "set -e; ip -n outside addr add fd00:113::2/64 dev out1 nodad; \
+         ip -n outside addr add 2001:db8:7::9/128 dev lo; ip addr add 2001:db8:7::1/128 dev lo",
+    );
+    for server in [
+        "203.0.113.2",
+        "198.51.100.9",
+        "169.254.169.254",
+        "2001:db8:7::9",
+    ] {
         let listener = world.outside(move || TcpListener::bind((server, 80)).expect("it is free"));
         world::greet(listener);
     }
-    world::greet(TcpListener::bind("0.0.0.0:8888").expect("it is free"));
+    world::greet(TcpListener::bind("0.0.0.0:8887").expect("it is free"));
     let create = ["network", "create", "-d", "macvlan", "-o"];
     pillbug()
         .args(create)
@@ -52,11 +61,11 @@ fn a20_a_macvlan_network_is_that_of_its_parent_where_a_container_is_nobody_but_i
     wait_for_server("peer");
     let seen = exec(
         "open",
-        "for at in 203.0.113.2 198.51.100.9 peer 169.254.169.254 203.0.113.1; do port=80; \
-         [ $at = 203.0.113.1 ] && port=8888; \
+        "for at in 203.0.113.2 198.51.100.9 2001:db8:7::9 peer 169.254.169.254 2001:db8:7::1 203.0.113.1; do port=80; \
+         [ $at = 203.0.113.1 ] && port=8887; \
          timeout 4 bash -c \"exec 3<>/dev/tcp/$at/$port && cat <&3\" > /dev/null 2>&1 && echo $at; done",
     );
-    assert_eq!(seen, "203.0.113.2\n198.51.100.9\npeer\n");
+    assert_eq!(seen, "203.0.113.2\n198.51.100.9\n2001:db8:7::9\npeer\n");
     let peer = SocketAddr::from((Ipv4Addr::new(203, 0, 113, 64), 80));
     let six = SocketAddr::from((Ipv6Addr::new(0xfd00, 0x113, 0, 0, 0, 0, 0, 0x40), 80));
     for at in [peer, six] {
@@ -73,9 +82,12 @@ fn a20_a_macvlan_network_is_that_of_its_parent_where_a_container_is_nobody_but_i
         "router advertisement",
         "10.213.0.1 is-at",
         "169.254.169.254",
+        "2001:db8:7::1.80",
     ];
     let frames = spoof("open", outside, &spoofed);
-    assert!(frames.contains("203.0.113.65"), "{frames}");
+    for seen in ["203.0.113.65", "> 2001:db8:7::9.80"] {
+        assert!(frames.contains(seen), "{frames}");
+    }
 
     // Such a device stays when nobody has it open; whoever looks at networks removes it.
     world::kill_all(&processes());
@@ -84,4 +96,5 @@ fn a20_a_macvlan_network_is_that_of_its_parent_where_a_container_is_nobody_but_i
     assert!(Path::new("/sys/class/net/out0").exists());
     remove(&["peer", "open"]);
     network(&["rm", "lan"]);
+    world::host("ip addr del 2001:db8:7::1/128 dev lo");
 }

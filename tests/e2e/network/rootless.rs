@@ -206,7 +206,7 @@ fn a20_containers_without_root_find_each_other_and_nobody_else() {
         let listener = world.outside(move || TcpListener::bind((server, 80)).expect("it is free"));
         world::greet(listener);
     }
-    world::greet(TcpListener::bind("0.0.0.0:8888").expect("it is free"));
+    world::greet(TcpListener::bind("0.0.0.0:8886").expect("it is free"));
     user.does(&[
         "network",
         "create",
@@ -240,7 +240,7 @@ fn a20_containers_without_root_find_each_other_and_nobody_else() {
     };
     let ask = format!(
         "{ASK} for at in db data db.app hidden 10.78.0.2 10.77.0.1 198.51.100.9 169.254.169.254 192.168.7.7; \
-         do ask $at; done; nc -w 3 203.0.113.1 8888 <&3; \
+         do ask $at; done; nc -w 3 203.0.113.1 8886 <&3; \
          ask $(nslookup -type=aaaa db | grep -o 'fd[0-9a-f:]*::2$') | cut -c 1-2"
     );
     let seen = on("app", &ask).output().expect("it runs").stdout;

@@ -1,10 +1,11 @@
 //! What a guest may send: the header that virtio puts in front of a frame, and who the frame says it
 //! is from. Works on copies, never on guest memory.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv6Addr, SocketAddrV4};
 
-use crate::config::{Ipv4Net, NetConfig};
+use crate::config::NetConfig;
 
+use ipnet::IpNet;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_HOST_ECN,
@@ -145,7 +146,7 @@ impl Header {
 pub struct Filter {
     mac: [u8; 6],
     addresses: Vec<IpAddr>,
-    denied: Vec<Ipv4Net>,
+    denied: Vec<IpNet>,
     allowed: Vec<SocketAddrV4>,
 }
 
@@ -172,9 +173,9 @@ impl Filter {
         }
     }
 
-    /// The same guest, with places of IPv4 where it may not go, and what it may reach in there all the same.
+    /// The same guest, with places where it may not go, and what it may reach in there all the same.
     #[must_use]
-    pub fn walled(self, denied: &[Ipv4Net], allowed: &[SocketAddrV4]) -> Self {
+    pub fn walled(self, denied: &[IpNet], allowed: &[SocketAddrV4]) -> Self {
         Self {
             denied: denied.to_vec(),
             allowed: allowed.to_vec(),
@@ -196,7 +197,7 @@ impl Filter {
             return false;
         }
         let kind = u16::from_be_bytes([ethernet[12], ethernet[13]]);
-        if kind == IPV4 && !self.may_go(packet) {
+        if !self.may_go(kind, packet) {
             return false;
         }
         if self.addresses.is_empty() {
@@ -217,24 +218,25 @@ impl Filter {
         }
     }
 
-    /// Whether a packet's destination is not denied.
-    fn may_go(&self, packet: &[u8]) -> bool {
-        if self.denied.is_empty() {
-            return true;
-        }
-        let Some(destination) = read::<4>(packet, 16).map(Ipv4Addr::from) else {
+    /// Whether a packet's destination is not denied. What is neither IPv4 nor IPv6 has none.
+    fn may_go(&self, kind: u16, packet: &[u8]) -> bool {
+        let destination = match kind {
+            _ if self.denied.is_empty() => return true,
+            IPV4 => read::<4>(packet, 16).map(IpAddr::from),
+            IPV6 => read::<16>(packet, 24).map(IpAddr::from),
+            _ => return true,
+        };
+        destination.is_some_and(|destination| {
+            !self.denied.iter().any(|net| net.contains(&destination))
+                || self.is_allowed(destination, packet)
+        })
+    }
+
+    /// Whether a packet may go to an address that is denied otherwise.
+    fn is_allowed(&self, destination: IpAddr, packet: &[u8]) -> bool {
+        let IpAddr::V4(destination) = destination else {
             return false;
         };
-        let is_denied = |net: &Ipv4Net| {
-            let differs = u32::from(net.address) ^ u32::from(destination);
-            differs
-                .checked_shr(32 - u32::from(net.prefix.min(32)))
-                .unwrap_or(0)
-                == 0
-        };
-        if !self.denied.iter().any(is_denied) {
-            return true;
-        }
         // The port lies behind the header, in the first of the packet's fragments.
         let header = packet[0] & 0xf;
         let is_whole =
@@ -367,10 +369,7 @@ mod tests {
 
     #[test]
     fn a20_packets_to_denied_places_are_not_sent() {
-        let net = |address: [u8; 4], prefix| Ipv4Net {
-            address: address.into(),
-            prefix,
-        };
+        let net = |address: [u8; 4], prefix| IpNet::new_assert(address.into(), prefix);
         let filter = Filter::new(&NetConfig {
             denied: vec![
                 net([10, 0, 0, 0], 8),
@@ -415,6 +414,51 @@ mod tests {
             ..config()
         });
         assert!(!everywhere.allows(&packet([8, 8, 8, 8], TCP, 0, 53)));
+    }
+
+    #[test]
+    fn a20_packets_of_ipv6_to_denied_places_are_not_sent_and_neighbours_are_found() {
+        let own = Ipv6Addr::from([0xfd00; 8]);
+        let host: Ipv6Addr = "2001:db8::1".parse().unwrap();
+        let filter = Filter::new(&NetConfig {
+            sources: vec![own.into()],
+            denied: vec![
+                IpNet::from(IpAddr::from(host)),
+                "fe80::1/128".parse().unwrap(),
+                "2001:db8:bad::/48".parse().unwrap(),
+                "10.0.0.0/8".parse().unwrap(),
+            ],
+            ..config()
+        });
+        let packet = |to: &str, next, hops, payload: &[u8]| {
+            let to: Ipv6Addr = to.parse().unwrap();
+            let mut packet = ipv6(next, hops, own, payload);
+            packet[24..40].copy_from_slice(&to.octets());
+            ethernet(MAC, IPV6, &packet)
+        };
+        let solicit = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &host.octets()].concat();
+        let advertise = [
+            &[NEIGHBOUR_ADVERTISEMENT, 0, 0, 0, 0, 0, 0, 0],
+            &own.octets()[..],
+        ]
+        .concat();
+        for (allowed, to, next, hops, payload) in [
+            (true, "2001:db8::2", TCP, 64, &b"x"[..]),
+            (false, "2001:db8::1", TCP, 64, b"x"),
+            (false, "2001:db8::1", 0, 64, b"x"),
+            (false, "fe80::1", UDP, 64, b"x"),
+            (true, "fe80::2", UDP, 64, b"x"),
+            (false, "2001:db8:bad:1::9", TCP, 64, b"x"),
+            (true, "2001:db8:bae::", TCP, 64, b"x"),
+            // IPv4 in other clothes is none.
+            (true, "::ffff:10.0.0.1", TCP, 64, b"x"),
+            (true, "ff02::1:ff00:1", NEXT_ICMPV6, 255, &solicit),
+            (true, "fe80::2", NEXT_ICMPV6, 255, &advertise),
+        ] {
+            let frame = packet(to, next, hops, payload);
+            assert_eq!(filter.allows(&frame), allowed, "{to} {next}");
+        }
+        assert!(!filter.allows(&ethernet(MAC, IPV6, &[0x60; 39])));
     }
 
     #[test]
