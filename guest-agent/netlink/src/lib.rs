@@ -22,6 +22,8 @@ const HEADER: usize = 16;
 const ATTRIBUTE: usize = 4;
 /// The most that the kernel sends at once.
 const BUFFER: usize = 64 << 10;
+/// Twice the most that it tells a group at once (`NLMSG_GOODSIZE`).
+const NOTICE: usize = 16 << 10;
 
 /// A part of the kernel.
 #[derive(Debug, Clone, Copy)]
@@ -73,12 +75,12 @@ impl Netlink {
     ///
     /// # Errors
     ///
-    /// The kernel's, such as `ENOBUFS` where it had more to tell than there was room for. What comes after that can be
-    /// heard.
+    /// The kernel's, and `ENOBUFS` where it had more to tell than there was room for. What comes after that can be heard.
     pub fn hear(&self, mut take: impl FnMut(u16, &[u8])) -> io::Result<()> {
-        let mut buffer = vec![0; BUFFER];
+        let mut buffer = vec![0; NOTICE];
         loop {
             match recv(&self.0, &mut buffer[..], RecvFlags::DONTWAIT) {
+                Ok((NOTICE, _)) => return Err(Errno::NOBUFS.into()),
                 Ok((length, _)) => {
                     messages(&buffer[..length]).for_each(|(kind, payload)| take(kind, payload));
                 }
