@@ -6,6 +6,7 @@ use std::{
     os::unix::process::ExitStatusExt,
     process::{Child, Stdio},
     sync::Arc,
+    thread,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -137,6 +138,12 @@ fn begin_pull(place: &Place, registry: &Hostile, told: &[(&str, &str)]) -> Child
         let line = lines.next().expect("the pull has ended").unwrap();
         missing.retain(|wanted| *wanted != line);
     }
+    // What it has to say after that is for who looks at a test that fails; a pull that nobody listens to would end.
+    thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            eprintln!("{line}");
+        }
+    });
     pull
 }
 
