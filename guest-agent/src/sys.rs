@@ -222,12 +222,33 @@ fn set_signal_mask(mask: &sigset_t) {
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, ptr::from_ref(mask), ptr::null_mut()) };
 }
 
+/// `SO_VM_SOCKETS_CONNECT_TIMEOUT` of linux/vm_sockets.h.
+const CONNECT_TIMEOUT: c_int = 6;
+
+/// How long the host may take to answer, in seconds. The kernel's two are little for a host that is busy, and who waits there
+/// has a limit of its own.
+const PATIENCE: libc::time_t = 600;
+
 /// `connect(2)` of a vsock socket to the host.
 ///
 /// # Errors
 ///
 /// Those of connect; `EINPROGRESS` for a socket that does not block.
 pub fn connect_to_host(socket: BorrowedFd<'_>, port: u32) -> io::Result<()> {
+    let patience = libc::timeval {
+        tv_sec: PATIENCE,
+        tv_usec: 0,
+    };
+    // SAFETY: reads `patience`, whose size is told.
+    checked(c_long::from(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::AF_VSOCK,
+            CONNECT_TIMEOUT,
+            (&raw const patience).cast(),
+            size_of::<libc::timeval>() as socklen_t,
+        )
+    }))?;
     // SAFETY: sockaddr_vm is integers, for which zero is a value.
     let mut address: sockaddr_vm = unsafe { mem::zeroed() };
     address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
