@@ -170,8 +170,7 @@ impl Connection {
     /// Completes what the container's user said about interfaces, names and name servers.
     pub fn complete(&self, setup: &mut Setup) {
         setup.interfaces.extend_from_slice(&self.interfaces);
-        let gateways = self.interfaces.iter().flat_map(|one| &one.gateways);
-        if let Some(gateway) = gateways.clone().find(|ip| ip.is_ipv4()) {
+        if let Some(gateway) = self.attachment.host {
             for host in &mut setup.extra_hosts {
                 if host.address == HOST_GATEWAY {
                     host.address = gateway.to_string();

@@ -64,7 +64,7 @@ pub struct Request<'a> {
     pub name: &'a str,
     /// Name servers in place of the host's.
     pub dns: &'a [Ipv4Addr],
-    /// It reaches the host, at the first network's gateway.
+    /// It reaches the host, over the first network.
     pub host_gateway: bool,
     /// Processors of the machine: as many queues has a device that can have several.
     pub vcpus: u8,
@@ -106,6 +106,8 @@ pub struct Attachment {
     pub servers: Vec<IpAddr>,
     /// Who answers what it asks its agent.
     pub names: Option<Names>,
+    /// The address at which it reaches the host, where it shall.
+    pub host: Option<Ipv4Addr>,
     networks: Networks,
     held: Vec<Held>,
     passt: Option<Child>,
@@ -172,9 +174,6 @@ impl Locked<'_> {
             if !definition.open && !endpoint.aliases.is_empty() {
                 return Err(NetworkError::NoNames(definition.name));
             }
-            if request.host_gateway && !Uid::effective().is_root() {
-                return Err(NetworkError::NoGateway);
-            }
             let has_host = !definition.internal && definition.parent.is_none();
             if request.host_gateway && places.is_empty() && !has_host {
                 return Err(NetworkError::NoGateway);
@@ -196,6 +195,7 @@ impl Attachment {
             nics: Vec::new(),
             servers: Vec::new(),
             names: None,
+            host: None,
             networks: networks.clone(),
             held: Vec::new(),
             passt: None,
@@ -221,10 +221,14 @@ impl Attachment {
         let mac = endpoint.mac.unwrap_or(user::MAC);
         let guest = match endpoint.network == HOST {
             true => Guest::in_place_of_host(mac)?,
-            false if request.host_gateway => return Err(NetworkError::NoGateway),
             false => Guest::alone(mac),
         };
-        let (nic, servers) = user::nic(&guest, request.dns)?;
+        self.host = match (request.host_gateway, guest.is_host) {
+            (false, _) => None,
+            (true, true) => Some(guest.gateway),
+            (true, false) => Some(user::host()?),
+        };
+        let (nic, servers) = user::nic(&guest, request.dns, self.host)?;
         let lease = Lease::new(request, endpoint, 0, None, published);
         self.held.push(lease::hold(&self.networks.folder, lease)?);
         let stream = self.start_passt(&guest, request)?;
@@ -254,6 +258,12 @@ impl Attachment {
     ) -> Result<Vec<OwnedFd>, NetworkError> {
         let folder = &self.networks.folder;
         let by_root = Uid::effective().is_root();
+        if request.host_gateway {
+            self.host = match places.first() {
+                Some((definition, _)) if by_root => Some(definition.gateway),
+                _ => Some(user::host()?),
+            };
+        }
         let mut published = Some(published);
         for (position, (endpoint, (definition, addresses))) in
             request.endpoints.iter().zip(places).enumerate()
@@ -334,7 +344,7 @@ impl Attachment {
                 is_host: false,
             };
             passt = Some(self.start_passt(&guest, request)?);
-            (denied, gateway) = (user::denied()?, Some(at));
+            (denied, gateway) = (user::denied(self.host)?, Some(at));
         }
         let member = Member {
             mac: nic.mac,

@@ -39,7 +39,7 @@ pub enum NetworkError {
     SwitchLost(String),
     #[error("the passt behind network {0:?} ended, and the container with it")]
     WayOutLost(String),
-    #[error("the host has no way out over IPv4: there is no network \"host\" to be on")]
+    #[error("the host has no default route over IPv4, and so no address that it is known by")]
     NoWayOut,
     #[error("network {0:?} cannot be one of several")]
     Alone(String),
@@ -62,7 +62,7 @@ pub enum NetworkError {
     Range { range: Ipv4Net, subnet: Ipv4Net },
     #[error("the system has no random bits to give")]
     Random(#[source] io::Error),
-    #[error("host-gateway needs a bridged network, which takes root, with a way out")]
+    #[error("host-gateway needs a network with a way out by this host")]
     NoGateway,
     #[error("the firewall cannot be looked at")]
     Firewall(#[source] io::Error),

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::{Nic, bridge, error::NetworkError, firewall::PRIVATE};
 
@@ -65,12 +65,16 @@ pub struct Started {
     pub stream: OwnedFd,
 }
 
-/// The device of a guest that has no neighbours, and who it asks for names.
+/// The device of a guest that has no neighbours, and who it asks for names. It reaches the `host` at that address.
 ///
 /// # Errors
 ///
 /// Where the host's addresses cannot be read.
-pub fn nic(guest: &Guest, dns: &[Ipv4Addr]) -> Result<(Nic, Vec<Ipv4Addr>), NetworkError> {
+pub fn nic(
+    guest: &Guest,
+    dns: &[Ipv4Addr],
+    host: Option<Ipv4Addr>,
+) -> Result<(Nic, Vec<Ipv4Addr>), NetworkError> {
     let servers = match dns {
         [] => guest.server.into_iter().collect(),
         given => given.to_vec(),
@@ -84,7 +88,7 @@ pub fn nic(guest: &Guest, dns: &[Ipv4Addr]) -> Result<(Nic, Vec<Ipv4Addr>), Netw
         mtu: MTU,
         denied: match guest.is_host {
             true => Vec::new(),
-            false => denied()?,
+            false => denied(host)?,
         },
         allowed: servers
             .iter()
@@ -125,14 +129,37 @@ impl Guest {
     }
 }
 
-/// Where no passt leads: to passt the host's own networks are as good as any.
+/// The address at which who is behind a passt reaches the host, as its neighbours do: the one that it has on its way out.
+///
+/// # Errors
+///
+/// [`NetworkError::NoWayOut`] where it has none.
+pub fn host() -> Result<Ipv4Addr, NetworkError> {
+    Ok(bridge::way_out()?.0.addr())
+}
+
+/// Where no passt leads: to passt the host's own networks are as good as any. To `host` it does, wherever that is.
 ///
 /// # Errors
 ///
 /// Where the host's addresses cannot be read.
-pub fn denied() -> Result<Vec<IpNet>, NetworkError> {
-    let host = bridge::host_addresses()?.into_iter().map(IpNet::from);
-    Ok(PRIVATE.map(IpNet::V4).into_iter().chain(host).collect())
+pub fn denied(host: Option<Ipv4Addr>) -> Result<Vec<IpNet>, NetworkError> {
+    let own = bridge::host_addresses()?.into_iter().map(IpNet::from);
+    let all = PRIVATE.map(IpNet::V4).into_iter().chain(own);
+    Ok(all.flat_map(|net| without(net, host)).collect())
+}
+
+/// A subnet but for one address: itself, or, where it has that, its halves of which the other has it, theirs, and so on.
+fn without(net: IpNet, hole: Option<Ipv4Addr>) -> Vec<IpNet> {
+    match (net, hole) {
+        (IpNet::V4(net), Some(hole)) if net.contains(&hole) => (net.prefix_len() + 1..=32)
+            .filter_map(|length| {
+                let other = Ipv4Addr::from_bits(hole.to_bits() ^ 1 << (32 - length));
+                Some(IpNet::V4(Ipv4Net::new(other, length).ok()?.trunc()))
+            })
+            .collect(),
+        _ => vec![net],
+    }
 }
 
 /// Starts a passt. What it has to say goes to `log`.
@@ -221,7 +248,27 @@ fn last_words(log: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
+
+    #[test]
+    fn a20_of_a_subnet_with_the_host_in_it_all_is_denied_but_the_host() {
+        let host = Ipv4Addr::new(192, 168, 7, 9);
+        let net = |text: &str| -> IpNet { text.parse().unwrap() };
+        let denied = without(net("192.168.7.8/30"), Some(host));
+        assert_eq!(denied, [net("192.168.7.10/31"), net("192.168.7.8/32")]);
+        let denied = without(net("192.168.0.0/16"), Some(host));
+        let is_denied = |ip: [u8; 4]| denied.iter().any(|net| net.contains(&IpAddr::from(ip)));
+        assert!(!is_denied(host.octets()));
+        for other in [[192, 168, 7, 8], [192, 168, 0, 0], [192, 168, 255, 255]] {
+            assert!(is_denied(other), "{other:?}");
+        }
+        assert_eq!(without(net("192.168.7.9/32"), Some(host)), []);
+        for (net, hole) in [("10.0.0.0/8", Some(host)), ("192.168.0.0/16", None)] {
+            assert_eq!(without(net.parse().unwrap(), hole), [net.parse().unwrap()]);
+        }
+    }
 
     #[test]
     fn passt_is_ready_when_it_answers_and_dead_when_it_goes() {

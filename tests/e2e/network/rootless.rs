@@ -206,7 +206,9 @@ fn a20_containers_without_root_find_each_other_and_nobody_else() {
         let listener = world.outside(move || TcpListener::bind((server, 80)).expect("it is free"));
         world::greet(listener);
     }
-    world::greet(TcpListener::bind("0.0.0.0:8886").expect("it is free"));
+    for own in ["0.0.0.0:8886", "127.0.0.1:8885"] {
+        world::greet(TcpListener::bind(own).expect("it is free"));
+    }
     user.does(&[
         "network",
         "create",
@@ -248,6 +250,21 @@ fn a20_containers_without_root_find_each_other_and_nobody_else() {
     assert_eq!(seen, "db\ndata\ndb.app\n198.51.100.9\nfd\n");
     let ask = format!("{ASK} ask 198.51.100.9; ask db; ask hidden; :");
     on("vault", &ask).assert().success().stdout("hidden\n");
+    // Of the host, what its neighbours reach, and only by who asked for it.
+    let host = "host.docker.internal";
+    let to_host = |network, script: &str| {
+        let add = format!("{host}:host-gateway");
+        let run = ["run", "--rm", "--network", network, "--add-host", &add];
+        user.command(&[&run[..], &["busybox", "sh", "-c", script]].concat())
+    };
+    let ask = format!("{ASK} nc -w 3 {host} 8886 <&3; nc -w 3 {host} 8885 <&3; ask 192.168.7.7; :");
+    for network in ["app", "user"] {
+        to_host(network, &ask).assert().success().stdout("hello\n");
+    }
+    to_host("vault", &ask)
+        .assert()
+        .code(125)
+        .stderr(contains("a way out by this host"));
     let published = greeting(SocketAddr::from((Ipv4Addr::LOCALHOST, 18100)));
     assert_eq!(published.expect("it answers"), "hello\n");
 
