@@ -40,9 +40,15 @@ target/release/pillbug ps > /dev/null
 step "end to end, in two labs"
 "$e2e" --list --format terse | sed -n 's/: test$//p' > "$work/tests"
 lab() { # log, test...
-  tests/lab/lab.sh -m 5120 -t 3000 -k "$host_kernel/vmlinux" -- \
+  tests/lab/lab.sh -m 6144 -t 3000 -k "$host_kernel/vmlinux" -- bash -c "$in_lab" - \
     "$e2e" --exact --test-threads=1 "${@:2}" > "$work/$1.log" 2>&1
 }
+# What tests write is in the lab's memory: where that runs out a machine is killed, and its test fails for no reason of its own.
+in_lab='"$@"
+status=$?
+free -m
+dmesg | grep "Out of memory" || true
+exit $status'
 lab lab0 $(awk 'NR % 2 == 0' "$work/tests") & first=$!
 lab lab1 $(awk 'NR % 2 == 1' "$work/tests") & second=$!
 ended=0
