@@ -225,9 +225,9 @@ fn set_signal_mask(mask: &sigset_t) {
 /// `SO_VM_SOCKETS_CONNECT_TIMEOUT` of linux/vm_sockets.h.
 const CONNECT_TIMEOUT: c_int = 6;
 
-/// How long the host may take to answer, in seconds. The kernel's two are little for a host that is busy, and who waits there
-/// has a limit of its own.
-const PATIENCE: libc::time_t = 600;
+/// How long the host may take to answer, in seconds. The kernel's two are little for a host that is busy. But a socket that
+/// does not block is kept in memory for that time, whenever it is closed: more is not for nothing.
+const PATIENCE: libc::time_t = 20;
 
 /// `connect(2)` of a vsock socket to the host.
 ///
