@@ -7,6 +7,7 @@ pub mod agent_client;
 pub mod bench;
 pub mod cli;
 pub mod container;
+mod deadline;
 pub mod host;
 pub mod image;
 pub mod network;

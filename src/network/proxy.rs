@@ -21,13 +21,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 
 use super::{
     carried::{Carried, Direction},
     forward::{Forwards, Wanted},
     port::{Listener, Protocol},
 };
+use crate::deadline::timeout;
 use packets::Packets;
 
 /// Most connections of a port at once; further ones are closed.
@@ -101,13 +102,7 @@ fn wait<'a>(
 
 fn poll_until(fds: &mut [PollFd<'_>], until: Option<Instant>) -> nix::Result<()> {
     loop {
-        let timeout = until.map_or(PollTimeout::NONE, |until| {
-            let left = until.saturating_duration_since(Instant::now());
-            // Not too early, which would be for nothing.
-            let left = left.as_micros().div_ceil(1000);
-            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-        });
-        match poll(fds, timeout) {
+        match poll(fds, timeout(until)) {
             Err(nix::Error::EINTR) => {}
             result => return result.map(drop),
         }

@@ -12,7 +12,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
+    poll::{PollFd, PollFlags, poll},
 };
 use protocol::{AgentMessage, HostMessage, ProcessId, Setup, files::FilesOrder};
 use vmm::Ending;
@@ -28,6 +28,7 @@ use crate::{
         supervisor::{LOG, sandbox},
         volumes,
     },
+    deadline::timeout,
     image::store::{Image, Store},
     sandbox::{Sandbox, SandboxError, SandboxEvent, kernel},
     volume::Filling,
@@ -257,9 +258,7 @@ impl Machine {
                 .descriptors()
                 .map(|stream| PollFd::new(stream, read)),
         );
-        let left = until.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left.as_millis()).unwrap_or(PollTimeout::MAX);
-        match poll(&mut watched, timeout) {
+        match poll(&mut watched, timeout(Some(until))) {
             Ok(0) => return Err(RunError::Silent),
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(RunError::Streams(error.into())),

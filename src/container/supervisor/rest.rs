@@ -14,9 +14,9 @@ use super::{
     super::session::{FromCommand, Reply, Request, Session},
     Stopped, Supervisor,
     clients::{Clients, Role},
-    run::timeout,
     streams::{End, Streams},
 };
+use crate::deadline::timeout;
 
 /// Something that is waited for.
 #[derive(Debug, Clone, Copy)]

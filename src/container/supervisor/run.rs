@@ -15,7 +15,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
+    poll::{PollFd, PollFlags, poll},
 };
 use protocol::{HostMessage, Process, ProcessId, Setup, StreamToken, files::FilesOrder};
 use vmm::probe::ProbeError;
@@ -35,6 +35,7 @@ use super::{
 };
 use crate::{
     agent_client::{AgentClient, AgentError, stream::Unknown},
+    deadline::timeout,
     image::store::Image,
     network::Attachment,
     sandbox::{self, Sandbox, SandboxConfig, SandboxError},
@@ -516,17 +517,6 @@ impl<'a> Run<'a> {
             sent => Ok(sent?),
         }
     }
-}
-
-/// Until this moment, for `poll`.
-pub(super) fn timeout(deadline: Option<Instant>) -> PollTimeout {
-    let Some(deadline) = deadline else {
-        return PollTimeout::NONE;
-    };
-    let left = deadline.saturating_duration_since(Instant::now());
-    // Rounded up, so as not to spin through the last millisecond.
-    let milliseconds = left.as_nanos().div_ceil(1_000_000);
-    PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
 }
 
 /// Looks whether this host's KVM can run a guest at all. One that is only slow, as on a host that is overloaded, may
